@@ -1,0 +1,1 @@
+"""One runnable file a job; `cli.py` says what they do alike."""

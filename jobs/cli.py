@@ -1,0 +1,132 @@
+"""What every job does alike: flags from its settings, one JSON object as the last line of stdout, exit codes.
+
+People's words go to stderr. A user's mistake is one line there and exit code 2; anything else is a traceback and 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from sentiment.config import RaySettings, Section, fields_of, load, unknown
+from sentiment.errors import ConfigError, SentimentError
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Job(Generic[S]):
+    """One runnable job.
+
+    Attributes:
+        name: As in `jobs/NAME.py`.
+        about: What it does and an example; the text of `--help`.
+        settings: Its section of `ray_config.yaml`.
+        run: Does the work; its result is printed as JSON.
+        overrides: A model whose fields are flags too (a recipe).
+    """
+
+    name: str
+    about: str
+    settings: type[S]
+    run: Callable[[S, RaySettings], dict[str, Any]]
+    overrides: type[BaseModel] | None = None
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Parse, run, report; returns the exit code."""
+        try:
+            settings, ray_settings = self.parse(sys.argv[1:] if argv is None else argv)
+            result = self.run(settings, ray_settings)
+        except SentimentError as error:
+            print(f"{self.name}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{self.name}: interrupted", file=sys.stderr)
+            return 130
+        print(json.dumps(result), flush=True)
+        return 0
+
+    def parse(self, argv: Sequence[str]) -> tuple[S, RaySettings]:
+        """Turn a command line into settings.
+
+        Raises:
+            ConfigError: A flag is unknown, missing or doesn't fit.
+        """
+        parser = _Parser(
+            prog=f"jobs/{self.name}.py",
+            description=self.about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        own = parser.add_argument_group(f"settings (section {self.settings.section} of ray_config.yaml)")
+        names = fields_of(self.settings, ["overrides"])
+        _add_flags(own, self.settings, names)
+        override_names: list[str] = []
+        if self.overrides is not None:
+            override_names = fields_of(self.overrides, ["name", "summary", *names])
+            _add_flags(parser.add_argument_group("fields of the recipe"), self.overrides, override_names)
+        _add_flags(parser.add_argument_group("Ray (section ray)"), RaySettings, fields_of(RaySettings))
+        parser.add_argument("--config", metavar="FILE", help="configuration file (default: ray_config.yaml if there)")
+        given, rest = parser.parse_known_args(list(argv))
+        flags = vars(given)
+        if rest:
+            flag = next((word for word in rest if word.startswith("-")), None)
+            if flag is None:
+                raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
+            raise unknown("flag", flag.split("=")[0], parser.flags(), f"jobs/{self.name}.py")
+        file = flags.pop("config", None)
+        ray_flags = {name: flags.pop(name) for name in fields_of(RaySettings) if name in flags}
+        return load(self.settings, flags, file, override_names), load(RaySettings, ray_flags, file)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help lists the flags")
+
+    def flags(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _add_flags(group: argparse._ArgumentGroup, model: type[BaseModel], names: Sequence[str]) -> None:
+    """One flag for each field; values stay strings, the model checks and converts them."""
+    for name in names:
+        field = model.model_fields[name]
+        flag = "--" + name.replace("_", "-")
+        help_text = (field.description or "").replace("%", "%%") + _default(field)
+        kind = _inner_type(field.annotation)
+        if kind is bool:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
+        elif typing.get_origin(kind) is list:
+            group.add_argument(flag, dest=name, nargs="+", action="extend", metavar="PATH", help=help_text)
+        else:
+            group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text)
+
+
+def _inner_type(annotation: Any) -> Any:
+    """`int | None` → `int`."""
+    if isinstance(annotation, types.UnionType):
+        return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(str(value) for value in typing.get_args(kind)) + "}"
+    return {int: "N", float: "X"}.get(kind, "VALUE")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return ""
+    return "" if field.default in (None, False, []) else f" (default: {field.default})"

@@ -1,0 +1,104 @@
+"""Evaluation: the scoring pipeline over labelled rows, then the figures of what it wrote.
+
+Figures come from `scored/`, so that whoever reads it later (plots, error analysis) works with the same rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import torch
+from torch.nn.functional import binary_cross_entropy
+
+from jobs.ray_scoring import score_archive
+from jobs.report import manifest_head
+from jobs.session import ray_session
+from sentiment.bundle import Bundle
+from sentiment.config import EvaluateSettings, RaySettings
+from sentiment.corpora.columns import RAW_LABEL
+from sentiment.corpora.folder import Folder
+from sentiment.corpora.planning import plan
+from sentiment.errors import DataError
+from sentiment.metrics import Counts, Figures
+from sentiment.schema import LABELS, MODEL_ID, P_POSITIVE, REJECTED, SCORED, SOURCE_FILE, SOURCE_ROW
+
+EVALUATION = "evaluation.json"
+_ROWS_PER_FILE = 500_000
+
+
+def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
+    """Score labelled rows and measure.
+
+    Args:
+        settings: Section `evaluate`.
+        ray_settings: Section `ray`.
+
+    Returns:
+        The job's JSON: rows, accuracy, loss, macro_f1, confusion, rejected rows and where things are.
+
+    Raises:
+        SentimentError: Bundle, inputs or output are not as they must be.
+    """
+    bundle = Bundle.open(settings.model)
+    reads = plan(
+        settings.input,
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+        need_label=True,
+        encoding=settings.encoding,
+    )
+    output = Folder(settings.output)
+    output.claim(overwrite=settings.overwrite)
+    columns = [
+        pa.field(SOURCE_FILE, pa.string()),
+        pa.field(SOURCE_ROW, pa.int64()),
+        pa.field(RAW_LABEL, pa.int8()),
+        pa.field(P_POSITIVE, pa.float32()),
+        pa.field(MODEL_ID, pa.string()),
+    ]
+    with ray_session(ray_settings):
+        totals = score_archive(reads, settings, output, columns, _ROWS_PER_FILE)
+    if not totals.rows[SCORED]:
+        raise DataError(f"no row could be evaluated; {output.uri}/{REJECTED} says why")
+    figures = measure(output)
+    print(table(figures), file=sys.stderr)
+    result = {
+        **asdict(figures),
+        "rows_rejected": totals.rows[REJECTED],
+        "rows_per_s": totals.rows_per_s,
+        "model_id": bundle.model_id,
+        "output": output.uri,
+    }
+    output.write_json(EVALUATION, {**result, **manifest_head(reads, settings)})
+    return result
+
+
+def measure(output: Folder) -> Figures:
+    """Work the figures out from `scored/`.
+
+    The loss is clipped where float32 rounds a probability to 0 or 1 (at 100, as torch does).
+    """
+    counts = Counts()
+    dataset = pyarrow.dataset.dataset(output.inner(SCORED), filesystem=output.fs, format="parquet")
+    for batch in dataset.to_batches(columns=[RAW_LABEL, P_POSITIVE]):
+        labels_B = torch.tensor(batch[RAW_LABEL].to_numpy()).float()
+        p_positive_B = torch.tensor(batch[P_POSITIVE].to_numpy())
+        losses_B = binary_cross_entropy(p_positive_B, labels_B, reduction="none")
+        counts.add(torch.where(p_positive_B >= 0.5, 1.0, -1.0), labels_B, losses_B)
+    return counts.figures()
+
+
+def table(figures: Figures) -> str:
+    """The figures as a person reads them."""
+    (tn, fp), (fn, tp) = figures.confusion
+    return (
+        f"rows {figures.rows:,}   accuracy {figures.accuracy:.2%}   loss {figures.loss:.4f}   "
+        f"macro-F1 {figures.macro_f1:.2%}\n"
+        f"{'true / predicted':>18} {LABELS[0]:>10} {LABELS[1]:>10}\n"
+        f"{LABELS[0]:>18} {tn:>10,} {fp:>10,}\n"
+        f"{LABELS[1]:>18} {fn:>10,} {tp:>10,}"
+    )

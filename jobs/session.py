@@ -1,0 +1,94 @@
+"""A job's Ray: the cluster it was given, or an embedded one for as long as it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from sentiment.config import RaySettings
+from sentiment.errors import ResourceError
+
+# For the embedded Ray only; a cluster has its own.
+_EMBEDDED_ENVIRONMENT = {
+    # Everything is on this machine and bound to loopback; a token would be written to the home folder.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Train polls its workers this often; the default of 2 s is added to every epoch.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+# The core's own log goes to our stderr; it warns there of things that Ray Data does by design.
+_QUIET_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+_GIB = 1024**3
+
+
+@contextmanager
+def ray_session(settings: RaySettings) -> Iterator[None]:
+    """Connect to Ray for the length of a `with` block; inside another one it joins that.
+
+    Args:
+        settings: Address of a cluster (`RAY_ADDRESS` counts too), or sizes of the embedded Ray.
+
+    Raises:
+        ResourceError: There is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if settings.verbose else logging.ERROR
+    _quieten(level)
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=settings.verbose, logging_level=level)
+        except ConnectionError as error:
+            raise ResourceError(f"no Ray cluster at {address}: start it, or leave --address out") from error
+    else:
+        quiet = {} if settings.verbose else _QUIET_ENVIRONMENT
+        for name, value in {**_EMBEDDED_ENVIRONMENT, **quiet}.items():
+            os.environ.setdefault(name, value)
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            object_store_memory=None if settings.object_store_gib is None else int(settings.object_store_gib * _GIB),
+            include_dashboard=settings.dashboard,
+            log_to_driver=settings.verbose,
+            logging_level=level,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quieten(level: int) -> None:
+    """Keep Ray Data's and Ray Train's own words to `level`: jobs report progress themselves."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+
+
+def require(what: str, *, cpus: float, gpus: float = 0) -> None:
+    """Refuse work that the cluster can never start, instead of waiting for ever.
+
+    Args:
+        what: Who asks, for the message.
+        cpus: CPUs needed at the same time.
+        gpus: GPUs needed at the same time.
+
+    Raises:
+        ResourceError: The cluster has fewer; names what was asked and what there is.
+    """
+    total = ray.cluster_resources()
+    has_cpus, has_gpus = total.get("CPU", 0), total.get("GPU", 0)
+    if cpus > has_cpus or gpus > has_gpus:
+        raise ResourceError(
+            f"{what} ask for {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {has_cpus:g} CPUs and {has_gpus:g} GPUs: "
+            "ask for fewer, or join a larger cluster with --address"
+        )

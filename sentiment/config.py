@@ -1,0 +1,224 @@
+"""Typed settings: `ray_config.yaml`, then `SENTIMENT_<SECTION>_<FIELD>` in the environment, then flags; the last wins.
+
+Each job reads one section and `ray`. Sections are frozen and checked once; an unknown key names the near ones. Imports
+neither torch nor ray, so that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from sentiment.errors import ConfigError
+
+CONFIG_FILE = "ray_config.yaml"
+Precision = Literal["auto", "bf16", "float32"]
+Encoding = Literal["auto", "utf-8", "latin-1"]
+
+
+class Section(BaseSettings):
+    """One section of `ray_config.yaml`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str]
+
+
+class RaySettings(Section):
+    """How jobs find Ray, or start their own."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_RAY_")
+    section = "ray"
+
+    address: str | None = Field(None, description="cluster to join (also RAY_ADDRESS); none: an embedded Ray")
+    num_cpus: int | None = Field(None, gt=0, description="logical CPUs of the embedded Ray; none: the machine's cores")
+    num_gpus: int | None = Field(None, ge=0, description="logical GPUs of the embedded Ray; none: the machine's GPUs")
+    object_store_gib: float | None = Field(None, gt=0, description="shared memory of the embedded Ray, GiB")
+    dashboard: bool = Field(False, description="start the dashboard of the embedded Ray")
+    verbose: bool = Field(False, description="show Ray's own log lines")
+
+
+class PrepareSettings(Section):
+    """`jobs/prepare.py`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_PREPARE_")
+    section = "prepare"
+
+    input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
+    output: str = Field(description="folder for the prepared data")
+    test_input: list[str] = Field([], description="official test set, kept apart and left as it is")
+    text_column: str | None = Field(None, description="column with the text; found by name if not given")
+    label_column: str | None = Field(None, description="column with the label; found by name if not given")
+    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
+    seed: int = Field(1, description="picks which texts fall into validation and test")
+    validation_share: float = Field(0.05, ge=0, lt=1, description="share of the rows kept for validation")
+    test_share: float = Field(0.10, ge=0, lt=1, description="share kept for testing; 0 with --test-input")
+    vocabulary_size: int = Field(25_000, gt=0, description="words at most, beside <unk> and <pad>")
+    min_frequency: int = Field(2, gt=0, description="rarer words are <unk>, so that its vector is trained")
+    rows_per_file: int = Field(100_000, gt=0, description="rows of a Parquet file, about")
+    overwrite: bool = Field(False, description="replace what the output folder holds")
+
+
+class TrainSettings(Section):
+    """`jobs/train_lstm.py`; the recipe's own fields are flags too."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_")
+    section = "train"
+
+    data: str = Field(description="folder that jobs/prepare.py wrote")
+    output: str = Field(description="folder for checkpoints, curve, metrics and the bundle")
+    recipe: str = Field("bilstm", description="named recipe of sentiment/recipes.py")
+    num_workers: int = Field(2, gt=0, description="Ray Train workers, data-parallel")
+    use_gpu: bool = Field(False, description="one GPU for each worker")
+    cpus_per_worker: int = Field(1, gt=0, description="CPUs, and torch threads, of a worker")
+    seed: int = Field(1, ge=0, description="everything random follows from it")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    resume: bool = Field(False, description="go on from the last checkpoint in --output")
+    overwrite: bool = Field(False, description="replace what the output folder holds")
+    checkpoint_steps: int = Field(0, ge=0, description="a checkpoint every so many steps beside each epoch's; 0: none")
+    max_failures: int = Field(2, ge=0, description="lost workers that are made good from the last checkpoint")
+    collective_timeout_s: int = Field(120, gt=0, description="a worker that waits longer for the others fails, s")
+    overrides: dict[str, Any] = Field({}, description="fields of the recipe that were set")
+
+
+class ScoreSettings(Section):
+    """`jobs/score.py`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_SCORE_")
+    section = "score"
+
+    model: str = Field(description="bundle that a training job wrote")
+    input: list[str] = Field(min_length=1, description="files, folders, globs or URIs to score")
+    output: str = Field(description="folder for scored/, rejected/ and manifest.json")
+    text_column: str | None = Field(None, description="column with the text; found by name if not given")
+    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
+    num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
+    use_gpu: bool = Field(False, description="model actors run on GPUs")
+    gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor; 0.25 puts four on one")
+    batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    rows_per_file: int = Field(500_000, gt=0, description="rows of a Parquet file, about")
+    overwrite: bool = Field(False, description="replace what the output folder holds")
+
+
+class EvaluateSettings(Section):
+    """`jobs/evaluate.py`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_EVALUATE_")
+    section = "evaluate"
+
+    model: str = Field(description="bundle that a training job wrote")
+    input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
+    output: str = Field(description="folder for evaluation.json and rejected/")
+    text_column: str | None = Field(None, description="column with the text; found by name if not given")
+    label_column: str | None = Field(None, description="column with the label; found by name if not given")
+    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
+    num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
+    use_gpu: bool = Field(False, description="model actors run on GPUs")
+    gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor")
+    batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    overwrite: bool = Field(False, description="replace what the output folder holds")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    cls.section: cls for cls in (RaySettings, PrepareSettings, TrainSettings, ScoreSettings, EvaluateSettings)
+}
+S = TypeVar("S", bound=Section)
+
+
+def load(section: type[S], flags: Mapping[str, Any], file: str | None = None, overridable: Iterable[str] = ()) -> S:
+    """Put one section together and check it.
+
+    Args:
+        section: Which one.
+        flags: Values from the command line; they win.
+        file: YAML file; `ray_config.yaml` in the working directory, if there is one, when not given.
+        overridable: Names that aren't the section's own but may stand in it (a recipe's fields); they are collected,
+            unchecked, in its field `overrides`.
+
+    Raises:
+        ConfigError: A key is unknown, a value doesn't fit or is missing; says where it came from.
+    """
+    own, extra = set(section.model_fields) - {"overrides"}, set(overridable)
+    values = {
+        **_from_file(section.section, own | extra, file),
+        **_from_environment(section, own | extra),
+        **flags,
+    }
+    overrides = {name: values.pop(name) for name in list(values) if name not in own}
+    try:
+        # model_validate reads no sources of its own: the order above is the whole truth.
+        return section.model_validate({**values, **({"overrides": overrides} if extra else {})})
+    except ValidationError as error:
+        raise ConfigError(describe(error, section.section)) from error
+
+
+def describe(error: ValidationError, section: str) -> str:
+    """Say what is wrong with the first few settings, as flags."""
+    problems = []
+    for problem in error.errors(include_url=False)[:5]:
+        flag = "--" + str(problem["loc"][0] if problem["loc"] else section).replace("_", "-")
+        if problem["type"] == "missing":
+            problems.append(f"{flag} is required")
+        else:
+            problems.append(f"{flag}: {problem['msg']}, got {problem['input']!r}")
+    return "; ".join(problems)
+
+
+def unknown(what: str, name: str, known: Iterable[str], where: str) -> ConfigError:
+    """The error for a name that nobody knows, with the near ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+    return ConfigError(f"unknown {what} {name!r} in {where}: {hint}")
+
+
+def _from_file(section: str, known: set[str], file: str | None) -> dict[str, Any]:
+    path = Path(file or CONFIG_FILE)
+    if not path.exists():
+        if file is not None:
+            raise ConfigError(f"no configuration file at {path}")
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold sections ({', '.join(SECTIONS)}), not a {type(content).__name__}")
+    for name in content:
+        if name not in SECTIONS:
+            raise unknown("section", str(name), SECTIONS, str(path))
+    values = content.get(section) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"section {section} of {path} must hold `key: value` lines")
+    for name in values:
+        if name not in known:
+            raise unknown("key", str(name), known, f"section {section} of {path}")
+    return values
+
+
+def _from_environment(section: type[Section], known: set[str]) -> dict[str, Any]:
+    prefix = str(section.model_config["env_prefix"])
+    extra: dict[str, Any] = {}
+    for variable, value in os.environ.items():
+        if variable.startswith(prefix):
+            name = variable.removeprefix(prefix).lower()
+            if name not in known:
+                raise unknown(
+                    "setting", variable, (prefix + known_name.upper() for known_name in known), "the environment"
+                )
+            if name not in section.model_fields:
+                extra[name] = value
+    return {**extra, **EnvSettingsSource(section)()}
+
+
+def fields_of(model: type[BaseModel], leave_out: Iterable[str] = ()) -> list[str]:
+    """Names of a model's fields, in their order."""
+    return [name for name in model.model_fields if name not in set(leave_out)]

@@ -1,0 +1,198 @@
+"""Where input files are: paths, folders, globs and URIs become one sorted list, each file once.
+
+Nothing here looks at what a file holds, only at its name. Local paths and URIs go through one `pyarrow.fs` interface;
+a scheme Arrow doesn't know is asked of fsspec. A file is remembered as (root, inner): the URI that names its file
+system and the path inside it, so that no path has to be quoted back into a URI.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from sentiment.corpora.streams import brief, is_uri, resolve
+from sentiment.errors import DataError
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ACCEPTED = "csv, tsv, jsonl, ndjson, json, parquet (each also .gz or .zst), or IMDB's aclImdb/{train,test}/{pos,neg}"
+IMDB_FILE = re.compile(r"(?:^|/)(train|test)/(pos|neg)/([^/]+)\.txt$")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One input file.
+
+    Attributes:
+        path: The path or URI as the user would write it.
+        root: URI that names the file system; empty for this machine's disk.
+        inner: Path inside that file system.
+        format: csv, tsv, jsonl, parquet or txt.
+        compression: gzip, zstd or None.
+        size_bytes: Size as stored; -1 where the file system doesn't say.
+        mtime_ns: Time of the last change, where the file system says.
+    """
+
+    path: str
+    root: str
+    inner: str
+    format: str
+    compression: str | None
+    size_bytes: int
+    mtime_ns: int | None
+
+
+def classify(inner: str) -> tuple[str, str | None] | None:
+    """Read format and compression off a file name.
+
+    Args:
+        inner: Path or name of the file.
+
+    Returns:
+        (format, compression), or None for a name we don't read.
+    """
+    if IMDB_FILE.search(inner):
+        return "txt", None
+    stem, extension = posixpath.splitext(inner.lower())
+    compression = COMPRESSIONS.get(extension)
+    if compression:
+        extension = posixpath.splitext(stem)[1]
+    return (FORMATS[extension], compression) if extension in FORMATS else None
+
+
+def list_inputs(inputs: Sequence[str]) -> tuple[list[Found], list[str]]:
+    """Turn what the user named into files.
+
+    Args:
+        inputs: Files, folders, globs or URIs.
+
+    Returns:
+        The files, sorted by path and each once, and what was passed over, each with its reason.
+
+    Raises:
+        DataError: An input isn't there, has an unknown extension, or nothing at all was found.
+    """
+    found: dict[tuple[str, str], Found] = {}
+    skipped: list[str] = []
+    for given in inputs:
+        for item in _list_one(given, skipped):
+            key = (item.root.partition("://")[0], item.inner)
+            if key in found:
+                skipped.append(f"{item.path}: given twice")
+            elif item.size_bytes == 0:
+                skipped.append(f"{item.path}: empty")
+            else:
+                found[key] = item
+    if not found:
+        names = ", ".join(inputs) or "no input given"
+        passed = f" (passed over: {'; '.join(skipped[:5])})" if skipped else ""
+        raise DataError(f"no file to read in {names}{passed}; looked for {ACCEPTED}")
+    return sorted(found.values(), key=lambda item: (item.path, item.root)), skipped
+
+
+def _list_one(given: str, skipped: list[str]) -> Iterator[Found]:
+    """Yield the files of one input; the strays go to `skipped`."""
+    if is_uri(given):
+        # `?` starts a URI's query, so only `*` and `[` are wildcards there.
+        root, wild = given, re.search(r"[*\[]", given)
+    else:
+        root, wild = "", re.search(r"[*?\[]", given)
+    info = None
+    if not (root and wild):
+        fs, inner = _at(given, root)
+        info = _info(fs, inner, given)
+    if info is not None and info.type == pafs.FileType.File:
+        kind = classify(info.path)
+        if kind is None:
+            raise DataError(f"{given}: unknown extension; accepted: {ACCEPTED}")
+        yield _make(info, given, root, kind)
+    elif info is not None and info.type == pafs.FileType.Directory:
+        yield from _walk(fs, info.path, given, root, skipped)
+    elif wild:
+        yield from _glob(given, root, wild.start(), skipped)
+    else:
+        raise DataError(f"{given}: not found{'' if root else f' (looked at {inner})'}")
+
+
+def _at(given: str, root: str) -> tuple[pafs.FileSystem, str]:
+    if root:
+        return resolve(root)
+    return pafs.LocalFileSystem(), os.path.abspath(Path(given).expanduser())  # noqa: PTH100  (a symlink keeps its name)
+
+
+def _info(fs: pafs.FileSystem, inner: str, given: str) -> pafs.FileInfo:
+    try:
+        return fs.get_file_info(inner)
+    except OSError as error:
+        raise DataError(f"{given}: can't be looked up: {brief(error)}") from error
+
+
+def _children(fs: pafs.FileSystem, inner: str, given: str, recursive: bool) -> list[pafs.FileInfo]:
+    try:
+        infos = fs.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
+    except OSError as error:
+        raise DataError(f"{given}: can't be listed: {brief(error)}") from error
+    return sorted(infos, key=lambda info: info.path)
+
+
+def _make(info: pafs.FileInfo, path: str, root: str, kind: tuple[str, str | None]) -> Found:
+    size = -1 if info.size is None else info.size
+    return Found(path, root, info.path, kind[0], kind[1], size, info.mtime_ns)
+
+
+def _walk(fs: pafs.FileSystem, base: str, given: str, root: str, skipped: list[str]) -> Iterator[Found]:
+    """Yield the files below a folder, sorted; hidden and unknown ones go to `skipped`."""
+    for info in _children(fs, base, given, recursive=True):
+        if info.type != pafs.FileType.File:
+            continue
+        relative = info.path[len(base) :].lstrip("/")
+        path = _join(given, relative)
+        kind = classify(info.path)
+        if any(part[0] in "._" for part in relative.split("/") if part):
+            skipped.append(f"{path}: hidden")
+        elif kind is None:
+            skipped.append(f"{path}: unknown extension")
+        else:
+            yield _make(info, path, root, kind)
+
+
+def _join(given: str, relative: str) -> str:
+    """Write a child of `given` as the user would; a URI's query stays at its end."""
+    base, mark, query = given.partition("?") if is_uri(given) else (given, "", "")
+    base = base if base.endswith("://") else base.rstrip("/")
+    return f"{base}{'' if base.endswith('://') else '/'}{relative}{mark}{query}"
+
+
+def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[Found]:
+    """Yield what a pattern matches, one path component at a time, so `/data/*.csv` never walks the whole disk."""
+    cut = given.rfind("/", 0, wild_at) + 1
+    base, parts = given[:cut] or ".", [part for part in given[cut:].split("/") if part]
+    fs, base_inner = _at(base, base if root else "")
+    level = [_info(fs, base_inner, given)]
+    for part in parts:
+        folders = [info for info in level if info.type == pafs.FileType.Directory]
+        level = list(folders) if part == "**" else []
+        for folder in folders:
+            infos = _children(fs, folder.path, given, recursive=part == "**")
+            level += [info for info in infos if part == "**" or _matches(posixpath.basename(info.path), part)]
+    for info in level:
+        path = _join(given[:cut], info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
+        kind = classify(info.path)
+        if info.type == pafs.FileType.Directory and parts[-1] != "**":
+            yield from _walk(fs, info.path, path, base if root else "", skipped)
+        elif info.type == pafs.FileType.File and kind is None:
+            skipped.append(f"{path}: unknown extension")
+        elif info.type == pafs.FileType.File and kind is not None:
+            yield _make(info, path, base if root else "", kind)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    hidden = name[:1] in (".", "_") and pattern[:1] != name[:1]
+    return not hidden and fnmatch.fnmatchcase(name, pattern)

@@ -1,0 +1,37 @@
+"""Labels as they come in, brought to 0 (negative) and 1 (positive)."""
+
+from __future__ import annotations
+
+from sentiment.schema import NEGATIVE, POSITIVE
+
+# Sentiment140's own 2: not a mistake, so it is counted apart from what can't be understood.
+NEUTRAL = "neutral label"
+NO_LABEL = "no label"
+ACCEPTED = "0/1, neg/pos, negative/positive, or 4 for positive"
+_KNOWN = {
+    **dict.fromkeys(("0", "0.0", "neg", "negative"), NEGATIVE),
+    **dict.fromkeys(("1", "1.0", "4", "4.0", "pos", "positive"), POSITIVE),
+}
+_NEUTRALS = frozenset({"2", "2.0", "neutral"})
+
+
+def read_label(value: object, *, has_neutral: bool) -> tuple[int | None, str | None]:
+    """Understand one label.
+
+    Args:
+        value: As it stands in the file.
+        has_neutral: Whether the file's form knows a neutral label (Sentiment140).
+
+    Returns:
+        (0 or 1, None), (None, reason), or (None, None) where there is no label.
+    """
+    if value is None:
+        return None, None
+    word = str(int(value) if isinstance(value, bool) else value).strip().lower()[:20]
+    if word in _KNOWN:
+        return _KNOWN[word], None
+    if not word:
+        return None, None
+    if has_neutral and word in _NEUTRALS:
+        return None, NEUTRAL
+    return None, f"unknown label {word!a}; accepted: {ACCEPTED}"

@@ -1,0 +1,41 @@
+"""Which device a model runs on and in which number format: one home for both questions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "bf16", "float32"]
+
+
+def pick_device(use_gpu: bool | None = None) -> torch.device:
+    """Choose the device.
+
+    Args:
+        use_gpu: True for CUDA, False for the CPU, None for CUDA where there is one.
+    """
+    if use_gpu is None:
+        use_gpu = torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the hardware; where it is emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def resolve_precision(requested: Precision, device: torch.device) -> Literal["bf16", "float32"]:
+    """Turn "auto" into bf16 where the hardware has it, float32 elsewhere."""
+    if requested == "auto":
+        return "bf16" if has_fast_bf16(device) else "float32"
+    return requested
+
+
+def autocast(precision: Literal["bf16", "float32"], device: torch.device) -> AbstractContextManager[None]:
+    """Mixed precision for a forward pass: weights stay float32, matrix products run in `precision`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

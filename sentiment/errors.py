@@ -1,0 +1,31 @@
+"""The errors a user can meet, one tree.
+
+    SentimentError
+    ├── ConfigError     a setting, flag or recipe that can't be used
+    ├── DataError       an input that can't be found, opened or understood
+    ├── BundleError     a model folder that is incomplete, altered or foreign
+    └── ResourceError   more CPUs, GPUs, memory or disk asked for than there are
+
+Every message says what was given, where, what is accepted, and the fix. Jobs print it as one line and exit 2, so it
+never carries a user's text. Mistakes of a programmer are asserts, not these.
+"""
+
+
+class SentimentError(Exception):
+    """Base of every error that is the user's to mend."""
+
+
+class ConfigError(SentimentError):
+    """A setting, flag, environment variable or recipe that can't be used."""
+
+
+class DataError(SentimentError):
+    """An input that can't be found, opened or understood as a whole; single bad rows go to `rejected/` instead."""
+
+
+class BundleError(SentimentError):
+    """A model folder that is incomplete, altered since it was written, or not ours."""
+
+
+class ResourceError(SentimentError):
+    """More CPUs, GPUs, memory or disk asked for than there are."""

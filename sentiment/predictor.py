@@ -1,0 +1,133 @@
+"""Texts to labels: the one inference path of evaluate, score and the server.
+
+It has stages, so that callers can overlap them: `encode` (normalise and tokenise, on the CPU), `forward` (the model, in
+length-ordered batches) and `predict`, which joins them and names the labels. A text's score is the same alone, in any
+batch and in any order, to 1e-5 in float32 (1e-2 in bfloat16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sentiment.batching import length_ordered, pad
+from sentiment.bundle import Bundle
+from sentiment.devices import Precision, autocast, pick_device, resolve_precision
+from sentiment.errors import BundleError
+from sentiment.models import build_model
+from sentiment.schema import LABELS, NEGATIVE, POSITIVE
+from sentiment.text import normalise
+
+# Rows of a batch and the padded tokens it may hold: 256 tweets, or 32 texts of 512 tokens.
+BATCH_SIZE = 256
+TOKEN_BUDGET = 16_384
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one text.
+
+    Attributes:
+        label: `NEGATIVE` or `POSITIVE`.
+        score: Probability of that label, as Hugging Face pipelines have it.
+        p_positive: Probability of `POSITIVE`.
+    """
+
+    label: str
+    score: float
+    p_positive: float
+
+
+class Predictor:
+    """A loaded bundle. Make one with `Predictor.load`; threads may share it."""
+
+    def __init__(self, bundle: Bundle, model: torch.nn.Module, device: torch.device, precision: Precision) -> None:
+        self.model_id = bundle.model_id
+        self.config = bundle.config
+        self.device = device
+        self.precision = resolve_precision(precision, device)
+        self.tokenizer = bundle.tokenizer()
+        self._model = model.to(device).eval()
+
+    @classmethod
+    def load(cls, path: str | Path, *, use_gpu: bool | None = None, precision: Precision = "auto") -> Predictor:
+        """Open a bundle, check it, and load it once.
+
+        Args:
+            path: The bundle's folder.
+            use_gpu: True or False; None for the GPU where there is one.
+            precision: Number format of the forward pass; "auto" is bf16 where the hardware has it.
+
+        Raises:
+            BundleError: The bundle is incomplete, altered, or its weights don't fit its config.
+        """
+        bundle = Bundle.open(path)
+        with torch.device("meta"):
+            model = build_model(bundle.config.model)
+        try:
+            # assign: the tensors of the file become the weights, with no random weights made first.
+            model.load_state_dict(bundle.weights(), assign=True)
+        except RuntimeError as error:
+            raise BundleError(f"{bundle.path}: weights don't fit config.json: {error}") from error
+        return cls(bundle, model, pick_device(use_gpu), precision)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Normalise and tokenise texts, cut to the model's maximum length."""
+        return self.tokenizer.encode([normalise(text) for text in texts], max_length=self.config.max_length)
+
+    def forward(self, ids: Sequence[Sequence[int]]) -> FloatArray:
+        """Compute p(positive) of encoded texts, in their order.
+
+        Args:
+            ids: Token ids of each text.
+
+        Returns:
+            One float32 probability for each text.
+        """
+        p_positive = np.empty(len(ids), dtype=np.float32)
+        lengths_N = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            for rows in length_ordered(lengths_N, BATCH_SIZE, TOKEN_BUDGET):
+                ids_BT, lengths_B = pad([ids[row] for row in rows], self.config.model.pad_id)
+                logits_B = self._model(ids_BT.to(self.device), lengths_B.to(self.device))
+                p_positive[rows] = torch.sigmoid(logits_B.float()).cpu().numpy()
+        return p_positive
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Classify texts, in their order.
+
+        Args:
+            texts: Raw texts; an empty one gets the score of a text of unknown words only.
+        """
+        p_positive = self.forward(self.encode(texts))
+        labels, scores = labels_and_scores(p_positive)
+        return [
+            Prediction(label, float(score), float(p))
+            for label, score, p in zip(labels, scores, p_positive, strict=True)
+        ]
+
+    def warm_up(self) -> None:
+        """Run a few shapes once, so that the first real batch doesn't pay for setting up kernels."""
+        for length in (8, 16, 32):
+            self.forward([[self.config.model.unk_id] * length] * BATCH_SIZE)
+
+
+def labels_and_scores(p_positive: FloatArray) -> tuple[list[str], FloatArray]:
+    """Name the likelier label and give its probability; a tie is positive.
+
+    Args:
+        p_positive: Probability of the positive label.
+
+    Returns:
+        Labels and the probability of each.
+    """
+    is_positive = p_positive >= 0.5
+    labels = [LABELS[POSITIVE] if positive else LABELS[NEGATIVE] for positive in is_positive]
+    return labels, np.where(is_positive, p_positive, 1 - p_positive).astype(np.float32)

@@ -24,7 +24,7 @@ from sentiment.corpora.folder import Folder
 from sentiment.corpora.planning import plan
 from sentiment.errors import DataError
 from sentiment.metrics import Counts, Figures
-from sentiment.schema import LABELS, MODEL_ID, P_POSITIVE, REJECTED, SCORED, SOURCE_FILE, SOURCE_ROW
+from sentiment.schema import LABELS, MODEL_ID, P_POSITIVE, REJECTED, SCORED, SOURCE_FIELDS
 
 EVALUATION = "evaluation.json"
 _ROWS_PER_FILE = 500_000
@@ -54,8 +54,7 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
     output = Folder(settings.output)
     output.claim(overwrite=settings.overwrite)
     columns = [
-        pa.field(SOURCE_FILE, pa.string()),
-        pa.field(SOURCE_ROW, pa.int64()),
+        *SOURCE_FIELDS,
         pa.field(RAW_LABEL, pa.int8()),
         pa.field(P_POSITIVE, pa.float32()),
         pa.field(MODEL_ID, pa.string()),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class Scorer:
         for at, text in enumerate(texts):
             if reasons[at] is None and not ids[at]:
                 # Nothing but what the normaliser takes out, such as control characters.
-                reasons[at], raws[at] = NO_TEXT, raw_text(text)
+                reasons[at], raws[at] = NO_TEXT, raw_text(text.encode())
         usable = np.array([reason is None for reason in reasons], dtype=bool)
         p_positive = np.zeros(len(texts), dtype=np.float32)
         p_positive[usable] = self._predictor.forward([row for row, use in zip(ids, usable, strict=True) if use])
@@ -140,7 +141,7 @@ def score_archive(
         read(plan, num_cpus=_READ_CPUS).map_batches(
             Scorer,
             fn_constructor_kwargs={
-                "model": settings.model,
+                "model": str(Path(settings.model).absolute()),
                 "precision": settings.precision,
                 "use_gpu": settings.use_gpu,
                 "num_threads": num_threads,

@@ -22,15 +22,13 @@ from sentiment.config import RaySettings, ScoreSettings
 
 def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Score `settings.input`."""
-    import pyarrow as pa
-
     from jobs.ray_scoring import score_archive
     from jobs.report import manifest_head
     from jobs.session import ray_session
     from sentiment.bundle import Bundle
     from sentiment.corpora.folder import Folder
     from sentiment.corpora.planning import plan
-    from sentiment.schema import MANIFEST, REJECTED, SCORE_FIELDS, SCORED, SOURCE_FILE, SOURCE_ROW
+    from sentiment.schema import MANIFEST, REJECTED, SCORE_FIELDS, SCORED, SOURCE_FIELDS
 
     started = time.monotonic()
     bundle = Bundle.open(settings.model)
@@ -42,7 +40,7 @@ def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
     )
     output = Folder(settings.output)
     output.claim(overwrite=settings.overwrite)
-    columns = [*reads.columns, pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64()), *SCORE_FIELDS]
+    columns = [*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS]
     with ray_session(ray_settings):
         totals = score_archive(reads, settings, output, columns, settings.rows_per_file)
     result = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import ray
 import ray.data
@@ -52,19 +54,43 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         quiet = {} if settings.verbose else _QUIET_ENVIRONMENT
         for name, value in {**_EMBEDDED_ENVIRONMENT, **quiet}.items():
             os.environ.setdefault(name, value)
-        ray.init(
-            address="local",
-            num_cpus=settings.num_cpus,
-            num_gpus=settings.num_gpus,
-            object_store_memory=None if settings.object_store_gib is None else int(settings.object_store_gib * _GIB),
-            include_dashboard=settings.dashboard,
-            log_to_driver=settings.verbose,
-            logging_level=level,
-        )
+        with nullcontext() if settings.verbose else _core_silenced():
+            _start_embedded(settings, level)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_embedded(settings: RaySettings, level: int) -> None:
+    gib = settings.object_store_gib
+    ray.init(
+        address="local",
+        num_cpus=settings.num_cpus,
+        num_gpus=settings.num_gpus,
+        object_store_memory=None if gib is None else int(gib * _GIB),
+        include_dashboard=settings.dashboard,
+        log_to_driver=settings.verbose,
+        logging_level=level,
+    )
+
+
+@contextmanager
+def _core_silenced() -> Iterator[None]:
+    """Hold back what Ray's C++ core prints while it starts (it announces its log level); shown if the start fails."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _quieten(level: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor
 from sentiment.errors import DataError
 
 Weights = dict[str, Tensor]
+# What reading a file that was cut short or altered has been seen to raise.
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, UnpicklingError, SafetensorError)
 
 
 @dataclass
@@ -84,11 +87,14 @@ class Checkpoint:
             weights = load_file(folder / "model.safetensors")
             best_weights: Weights | None = None
             if progress.best_epoch is not None:
+                # Absent only right after the best epoch; elsewhere the newest weights would pass for the best.
+                is_best = progress.best_epoch == progress.epoch - 1 and progress.step == 0
                 best = folder / "best.safetensors"
-                best_weights = load_file(best) if best.exists() else weights
+                best_weights = weights if is_best and not best.exists() else load_file(best)
             optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        except _DAMAGED as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(
-                f"checkpoint {folder} can't be read ({error}); remove it to go on from an earlier one"
+                f"checkpoint {folder} can't be read ({reason}); remove it to go on from an earlier one"
             ) from error
         return cls(progress, weights, best_weights, optimizer)

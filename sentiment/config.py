@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from sentiment.errors import ConfigError
 
@@ -216,7 +216,10 @@ def _from_environment(section: type[Section], known: set[str]) -> dict[str, Any]
                 )
             if name not in section.model_fields:
                 extra[name] = value
-    return {**extra, **EnvSettingsSource(section)()}
+    try:
+        return {**extra, **EnvSettingsSource(section)()}
+    except SettingsError as error:
+        raise ConfigError(f'{error}: a list is written as JSON, {prefix}…=\'["a.csv", "b.csv"]\'') from error
 
 
 def fields_of(model: type[BaseModel], leave_out: Iterable[str] = ()) -> list[str]:

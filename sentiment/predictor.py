@@ -75,7 +75,8 @@ class Predictor:
             # assign: the tensors of the file become the weights, with no random weights made first.
             model.load_state_dict(bundle.weights(), assign=True)
         except RuntimeError as error:
-            raise BundleError(f"{bundle.path}: weights don't fit config.json: {error}") from error
+            reason = " ".join(str(error).split())[:400]
+            raise BundleError(f"{bundle.path}: weights don't fit config.json: {reason}") from error
         return cls(bundle, model, pick_device(use_gpu), precision)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

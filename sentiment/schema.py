@@ -42,21 +42,24 @@ REJECTED = "rejected"
 # Written last in every output folder: counts, inputs, settings.
 MANIFEST = "manifest.json"
 
+SOURCE_FIELDS = (
+    pa.field(SOURCE_FILE, pa.string(), nullable=False),
+    pa.field(SOURCE_ROW, pa.int64(), nullable=False),
+)
+
 PREPARED_SCHEMA = pa.schema(
     [
         pa.field(ROW_ID, pa.int64(), nullable=False),
         pa.field(LABEL, pa.int8(), nullable=False),
         pa.field(TEXT, pa.string(), nullable=False),
         pa.field(IDS, pa.list_(pa.int32()), nullable=False),
-        pa.field(SOURCE_FILE, pa.string(), nullable=False),
-        pa.field(SOURCE_ROW, pa.int64(), nullable=False),
+        *SOURCE_FIELDS,
     ]
 )
 
 REJECTED_SCHEMA = pa.schema(
     [
-        pa.field(SOURCE_FILE, pa.string(), nullable=False),
-        pa.field(SOURCE_ROW, pa.int64(), nullable=False),
+        *SOURCE_FIELDS,
         pa.field(LINE, pa.int64(), nullable=False),
         pa.field(REASON, pa.string(), nullable=False),
         pa.field(RAW, pa.string()),

@@ -116,7 +116,7 @@ def clean(table: pa.Table, numbers: dict[str, int], shares: tuple[float, float] 
     for at, text in enumerate(texts):
         if text == "" and reasons[at] is None:
             # Nothing but what the normaliser takes out, such as control characters.
-            reasons[at], raws[at] = NO_TEXT, raw_text(table[RAW_TEXT][at].as_py())
+            reasons[at], raws[at] = NO_TEXT, raw_text(table[RAW_TEXT][at].as_py().encode())
         if reasons[at] is not None or text is None:
             hashes.append(None)
             destinations.append(None if reasons[at] == NEUTRAL else REJECTED)

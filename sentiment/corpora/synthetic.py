@@ -17,9 +17,9 @@ import html
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -148,7 +148,7 @@ def write_sentiment140(path: Path, rows: int = DEMO_ROWS, seed: int = 1, flip_sh
     return CorpusSummary(rows, shown[NEGATIVE], shown[POSITIVE], flipped, 1 - flipped / rows)
 
 
-def write_archive(path: Path, rows: int, seed: int = 2) -> ArchiveSummary:
+def write_archive(path: Path, rows: int, seed: int = 2, texts: Sequence[str] | None = None) -> ArchiveSummary:
     """Write an unlabelled archive: JSON lines with `id_str`, `created_at`, `user` and `text`, 1 in 100 of them bad.
 
     The texts are as an API gives them: UTF-8 with emoji as they are, and `&amp;`, `&lt;`, `&gt;`. The 51st row is bad,
@@ -158,6 +158,7 @@ def write_archive(path: Path, rows: int, seed: int = 2) -> ArchiveSummary:
         path: The file; a name ending in `.gz` is written through gzip. Replaced only when the new one is whole.
         rows: How many lines, at least 1.
         seed: Which sequence; the labelled corpus's own would give its texts again.
+        texts: Tweets to use instead of made ones, at least `rows`.
 
     Returns:
         The lines, and how many of them are bad for which reason.
@@ -168,6 +169,8 @@ def write_archive(path: Path, rows: int, seed: int = 2) -> ArchiveSummary:
     """
     bad: Counter[str] = Counter()
     made = tweets(rows, seed, flip_share=0)
+    if texts is not None:
+        made = (replace(tweet, text=text) for tweet, text in zip(made, texts, strict=False))
     with _replacing(path) as file:
         for place, tweet in enumerate(made):
             turn, within = divmod(place, BAD_EVERY)

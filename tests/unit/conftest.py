@@ -1,0 +1,54 @@
+"""A small trained-looking bundle for the tests of bundles and predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sentiment.bundle import Bundle, BundleConfig, write_bundle
+from sentiment.models import build_model
+from sentiment.shapes import RecurrentConfig
+from sentiment.text import normalise
+from sentiment.tokenizers import WordTokenizer
+
+SENTENCES = [
+    "I love this phone, it is great :)",
+    "I hate this phone, it is awful :(",
+    "not good at all, but the screen is great",
+    "bad start, yet I loved the end of it",
+    "the battery died again and I don't care",
+    "what a day! sunny and warm",
+]
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """Write a bundle of a small random model into `tmp_path / name`."""
+
+    def make(name: str = "bundle", *, seed: int = 0, metrics: dict[str, Any] | None = None, **shape: Any) -> Bundle:
+        tokenizer = WordTokenizer.train([normalise(text) for text in SENTENCES])
+        fields = {"embedding_dim": 12, "hidden_dim": 10, "num_layers": 2, "bidirectional": True, **shape}
+        config = RecurrentConfig(
+            vocabulary_size=tokenizer.vocabulary_size,
+            embedding_std=1.0,
+            dropout=0.3,
+            word_dropout=0.1,
+            pad_id=tokenizer.pad_id,
+            unk_id=tokenizer.unk_id,
+            **fields,
+        )
+        torch.manual_seed(seed)
+        return write_bundle(
+            tmp_path / name,
+            config=BundleConfig(recipe="small", model=config, max_length=64),
+            weights=build_model(config).state_dict(),
+            tokenizer=tokenizer,
+            metrics={"validation_accuracy": 0.5} if metrics is None else metrics,
+            card="# small\n\nA café of its own.\n",
+        )
+
+    return make

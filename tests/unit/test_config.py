@@ -1,0 +1,164 @@
+"""Settings: what wins over what, and that a mistake is told with the name that was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from sentiment.config import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, Section, TrainSettings, load
+from sentiment.errors import ConfigError
+from sentiment.recipes import Recipe, get_recipe
+
+ROOT = Path(__file__).parents[2]
+# What a job can't do without; not the configuration file's business.
+REQUIRED = {"data": "d", "input": ["i"], "output": "o", "model": "m"}
+RECIPE_FIELDS = tuple(Recipe.model_fields)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the checkout's ray_config.yaml nor the developer's variables take part."""
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("SENTIMENT_"):
+            monkeypatch.delenv(name)
+
+
+def required_of(section: type[Section]) -> dict[str, object]:
+    return {name: value for name, value in REQUIRED.items() if name in section.model_fields}
+
+
+def write(text: str, name: str = "ray_config.yaml") -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def train(flags: dict[str, object] | None = None, file: str | None = None) -> TrainSettings:
+    return load(TrainSettings, {"data": "d", "output": "o", **(flags or {})}, file, RECIPE_FIELDS)
+
+
+def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train().num_workers == 2
+    write("train: {num_workers: 3, seed: 7, precision: float32}")
+    assert train().num_workers == 3
+    monkeypatch.setenv("SENTIMENT_TRAIN_NUM_WORKERS", "4")
+    monkeypatch.setenv("SENTIMENT_TRAIN_SEED", "8")
+    settings = train({"num_workers": "5"})
+    assert (settings.num_workers, settings.seed, settings.precision) == (5, 8, "float32")
+
+
+def test_other_sections_do_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("train: {seed: 7}\nscore: {batch_rows: 16}")
+    monkeypatch.setenv("SENTIMENT_PREPARE_SEED", "9")
+    assert train().seed == 7
+    assert load(ScoreSettings, required_of(ScoreSettings)).batch_rows == 16
+
+
+def test_recipe_fields_come_from_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("train: {epochs: 9, hidden_dim: 32, dropout: 0.1}")
+    monkeypatch.setenv("SENTIMENT_TRAIN_EPOCHS", "8")
+    monkeypatch.setenv("SENTIMENT_TRAIN_BATCH_SIZE", "16")
+    settings = train({"epochs": "7", "num_workers": "1"})
+    assert settings.overrides == {"epochs": "7", "hidden_dim": 32, "dropout": 0.1, "batch_size": "16"}
+    assert settings.num_workers == 1
+    recipe = Recipe.model_validate({**get_recipe("bilstm").model_dump(), **settings.overrides})
+    assert (recipe.epochs, recipe.hidden_dim, recipe.batch_size) == (7, 32, 16)
+
+
+def test_lists_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_PREPARE_INPUT", '["a.csv", "b.csv"]')
+    assert load(PrepareSettings, {"output": "o"}).input == ["a.csv", "b.csv"]
+    monkeypatch.setenv("SENTIMENT_PREPARE_INPUT", "a.csv")
+    with pytest.raises(ConfigError, match=r'"input".*JSON.*\["a\.csv"'):
+        load(PrepareSettings, {"output": "o"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian: {seed: 1}", r"unknown section 'trian' in ray_config.yaml: did you mean train"),
+        ("train: {num_worker: 1}", r"unknown key 'num_worker' in section train .*did you mean num_workers"),
+        ("train: {hidden_dims: 1}", r"unknown key 'hidden_dims' .*did you mean hidden_dim"),
+        ("train: {overrides: {epochs: 1}}", "unknown key 'overrides'"),
+        ("train: {0xyzzy: 1}", "unknown key '0xyzzy' .*there are: .*num_workers"),
+        ("train: 7", "section train of ray_config.yaml must hold"),
+        ("[train]", "ray_config.yaml must hold sections"),
+        ("train: {seed: [}", "ray_config.yaml can't be read as YAML"),
+    ],
+)
+def test_mistakes_in_the_file(text: str, message: str) -> None:
+    write(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        train()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_named_file_must_be_there() -> None:
+    assert train(file=write("train: {seed: 5}", "mine.yaml")).seed == 5
+    with pytest.raises(ConfigError, match=r"no configuration file at other\.yaml"):
+        train(file="other.yaml")
+    assert train(file=write("", "empty.yaml")).seed == 1
+
+
+def test_mistyped_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_TRAIN_NUM_WORKER", "1")
+    with pytest.raises(ConfigError, match=r"'SENTIMENT_TRAIN_NUM_WORKER' in the environment: .*_NUM_WORKERS"):
+        train()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_workers": "three"}, r"--num-workers: .*integer.*, got 'three'"),
+        ({"num_workers": "0"}, r"--num-workers: .*greater than 0, got '0'"),
+        ({"precision": "fp16"}, r"--precision: .*'bf16'.*, got 'fp16'"),
+        ({"use_gpu": "perhaps"}, r"--use-gpu: .*boolean.*, got 'perhaps'"),
+        ({"seed": "-1", "max_failures": "x"}, r"--seed: .*got '-1'; --max-failures: .*got 'x'"),
+    ],
+)
+def test_wrong_values_name_flag_and_value(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_value_of_a_variable_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTIMENT_RAY_NUM_CPUS", "many")
+    with pytest.raises(ConfigError, match=r"--num-cpus: .*got 'many'"):
+        load(RaySettings, {})
+
+
+def test_missing_settings_are_named_together() -> None:
+    with pytest.raises(ConfigError, match="--data is required; --output is required"):
+        load(TrainSettings, {})
+    with pytest.raises(ConfigError, match=r"--input: .*at least 1"):
+        load(PrepareSettings, {"input": [], "output": "o"})
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        train().seed = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", sorted(SECTIONS))
+def test_every_setting_is_explained(name: str) -> None:
+    """The description is the text of --help."""
+    for field, info in SECTIONS[name].model_fields.items():
+        assert info.description, f"{name}.{field}"
+
+
+@pytest.mark.parametrize("name", sorted(SECTIONS))
+def test_the_repositorys_own_file_loads(name: str) -> None:
+    file = ROOT / "ray_config.yaml"
+    if not file.exists():
+        pytest.skip("no ray_config.yaml")
+    section = SECTIONS[name]
+    settings = load(section, required_of(section), str(file), RECIPE_FIELDS if name == "train" else ())
+    for key, value in ((yaml.safe_load(file.read_text()) or {}).get(name) or {}).items():
+        if key in section.model_fields and key not in REQUIRED:
+            assert getattr(settings, key) == value, key

@@ -10,6 +10,7 @@ The archive that it scores is JSON lines with bad rows among them. Everything la
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -47,6 +48,9 @@ def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     output = Path(settings.output)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
+    if not (ray_settings.address or ray_settings.num_cpus or os.environ.get("RAY_ADDRESS")):
+        # Two workers also on a single core: slower, but the same.
+        ray_settings = ray_settings.model_copy(update={"num_cpus": max(2, os.cpu_count() or 2)})
     bound = None
     if settings.data is None:
         corpus = output / "corpus.csv"

@@ -11,6 +11,7 @@ tasks, and a task that runs again replaces its own file.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class Scorer:
 
     def __init__(self, model: str, precision: Any, use_gpu: bool, num_threads: int, board: Any) -> None:
         torch.set_num_threads(num_threads)
+        # The tokenizer's threads too, or every actor would tokenise on all cores of the machine.
+        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
         self._predictor = Predictor.load(model, use_gpu=use_gpu, precision=precision)
         self._predictor.warm_up()
         self._board = board

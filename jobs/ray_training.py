@@ -23,7 +23,6 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 
 from jobs.progress import Progress
 from jobs.report import model_card, plot_curve
@@ -113,23 +112,11 @@ def _fit(work: Work, output: Path) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise (_user_error(error) or error) from error
-    assert isinstance(result.return_value, dict)
-    return result.return_value
-
-
-def _user_error(error: BaseException) -> SentimentError | None:
-    """A mistake of the user's that a worker met, found again inside what Ray wrapped around it."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    while failures:
-        failure = failures.pop()
-        if isinstance(failure, SentimentError):
-            return failure
-        failures += [inner for inner in (failure.__cause__, getattr(failure, "cause", None)) if inner is not None]
-    return None
+    result = trainer.fit().return_value
+    assert isinstance(result, dict)
+    if error := result.get("error"):
+        raise error
+    return result
 
 
 def _claim(output: Path, settings: TrainSettings, recipe: Recipe, prepared: PreparedData) -> None:
@@ -155,8 +142,17 @@ def _claim(output: Path, settings: TrainSettings, recipe: Recipe, prepared: Prep
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
-    """Run by every Ray Train worker; rank 0 returns the result."""
-    work, output = config["work"], Path(config["output"])
+    """Run by every Ray Train worker; rank 0 returns the result.
+
+    A mistake of the user's is returned too, as `error`: raised, it would count as a lost worker and be tried again.
+    """
+    try:
+        return _train_worker(config["work"], Path(config["output"]))
+    except SentimentError as error:
+        return {"error": error}
+
+
+def _train_worker(work: Work, output: Path) -> dict[str, Any] | None:
     settings, recipe = work.settings, work.recipe
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

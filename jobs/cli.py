@@ -6,6 +6,7 @@ People's words go to stderr. A user's mistake is one line there and exit code 2;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import types
@@ -46,7 +47,9 @@ class Job(Generic[S]):
         """Parse, run, report; returns the exit code."""
         try:
             settings, ray_settings = self.parse(sys.argv[1:] if argv is None else argv)
-            result = self.run(settings, ray_settings)
+            # Ray prints warnings of its raylet on stdout, which is for our JSON alone.
+            with contextlib.redirect_stdout(sys.stderr):
+                result = self.run(settings, ray_settings)
         except SentimentError as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             return 2

@@ -10,6 +10,7 @@ The archive that it scores is JSON lines with bad rows among them. Everything la
 
 from __future__ import annotations
 
+import html
 import os
 import shlex
 import shutil
@@ -109,7 +110,7 @@ def _show(trained: dict[str, Any], scored: dict[str, Any], bound: float | None, 
     ]
     print("\n" + "\n".join(f"{name:<16}{value}" for name, value in lines) + "\n", file=sys.stderr)
     for p_positive, label, text in _five(Path(scored["output"]) / "scored"):
-        print(f"{label:<9}{p_positive:6.1%} positive   {' '.join(text.split())[:90]}", file=sys.stderr)
+        print(f"{label:<9}{p_positive:6.1%} positive   {' '.join(html.unescape(text).split())[:90]}", file=sys.stderr)
     print(file=sys.stderr)
 
 

@@ -72,7 +72,7 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
         if not prepared.manifest["splits"][split]["rows"]:
             raise DataError(f"{settings.data} has no {split} rows: prepare more rows or another --validation-share")
     # Ray Train gives each worker a folder of its own to stand in, so relative paths mean nothing there.
-    settings = settings.model_copy(update={"data": str(prepared.path.absolute())})
+    settings = settings.model_copy(update={"data": prepared.uri})
     output = Path(settings.output).absolute()
     _claim(output, settings, recipe, prepared)
     started = time.monotonic()

@@ -22,7 +22,6 @@ _EMBEDDED_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Train polls its workers this often; the default of 2 s is added to every epoch.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
 # The core's own log goes to our stderr; it warns there of things that Ray Data does by design.
 _QUIET_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}

@@ -53,13 +53,13 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """State of training at one moment; tensors on the CPU.
+    """State of training at one moment; weights are copies on the CPU.
 
     Attributes:
         progress: Where training stands.
         weights: State dict of the model now.
         best_weights: State dict of the best epoch; None before the first epoch has ended.
-        optimizer: State dict of the optimiser.
+        optimizer: State dict of the optimiser; its live tensors, so save it before the next step.
     """
 
     progress: Progress

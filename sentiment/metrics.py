@@ -50,7 +50,7 @@ class Counts:
             weights_B: 0 leaves a row out.
         """
         weights_B = torch.ones_like(labels_B) if weights_B is None else weights_B
-        cells_B = (labels_B * 2 + (logits_B > 0)).to(torch.int64)
+        cells_B = (labels_B * 2 + (logits_B >= 0)).to(torch.int64)
         cells_4 = torch.zeros(4, dtype=torch.float64, device=labels_B.device).index_add_(0, cells_B, weights_B.double())
         loss_1 = (losses_B.detach().double() * weights_B).sum()[None]
         # The sums live where the logits do, so that a GPU isn't waited for at each step.

@@ -77,7 +77,13 @@ class Predictor:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:400]
             raise BundleError(f"{bundle.path}: weights don't fit config.json: {reason}") from error
-        return cls(bundle, model, pick_device(use_gpu), precision)
+        predictor = cls(bundle, model, pick_device(use_gpu), precision)
+        if predictor.tokenizer.vocabulary_size > bundle.config.model.vocabulary_size:
+            raise BundleError(
+                f"{bundle.path}: tokenizer.json knows {predictor.tokenizer.vocabulary_size} words, the model of "
+                f"config.json {bundle.config.model.vocabulary_size}; copy or train it again"
+            )
+        return predictor
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Normalise and tokenise texts, cut to the model's maximum length."""

@@ -59,6 +59,16 @@ class Folder:
         except OSError as error:
             raise DataError(f"can't write to {self.uri}: {error}") from error
 
+    def read(self, name: str) -> bytes:
+        """Read a small file.
+
+        Raises:
+            OSError: It isn't there or can't be read.
+        """
+        with self.fs.open_input_stream(self.inner(name)) as stream:
+            content: bytes = stream.read()
+        return content
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, whole or not at all."""
         beside = self.inner(f".{name}.tmp")

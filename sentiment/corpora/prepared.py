@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.fs as pafs
 
 from sentiment.batching import Examples
+from sentiment.corpora.folder import Folder
+from sentiment.corpora.streams import is_uri
 from sentiment.errors import DataError
 from sentiment.schema import IDS, LABEL, MANIFEST, PREPARED_SCHEMA
 from sentiment.tokenizers import WordTokenizer
@@ -28,32 +31,45 @@ TOKENIZER = "tokenizer.json"
 class PreparedData:
     """A finished prepared folder.
 
+    Args:
+        uri: Path or URI.
+
     Attributes:
-        path: The folder.
+        uri: Absolute where it is a local path.
         manifest: What `manifest.json` says.
         digest: sha256 of the manifest; two folders with the same one hold the same rows.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, uri: str | Path) -> None:
         """Open the folder.
 
         Raises:
             DataError: It isn't one, or was never finished.
         """
-        self.path = Path(path)
+        self._folder = Folder(str(uri))
+        self.uri = str(uri) if is_uri(str(uri)) else self._folder.base
         try:
-            content = (self.path / MANIFEST).read_bytes()
+            content = self._folder.read(MANIFEST)
             self.manifest: dict[str, Any] = json.loads(content)
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.path} is no prepared data ({MANIFEST} is missing or broken): "
-                f"run jobs/prepare.py --input … --output {self.path}"
+                f"{uri} is no prepared data ({MANIFEST} is missing or broken): "
+                f"run jobs/prepare.py --input … --output {uri}"
             ) from error
         self.digest = hashlib.sha256(content).hexdigest()
 
     def tokenizer(self) -> WordTokenizer:
-        """The tokenizer that the ids are from."""
-        return WordTokenizer.load(self.path / TOKENIZER)
+        """The tokenizer that the ids are from.
+
+        Raises:
+            DataError: It is missing.
+            BundleError: It is no tokenizer of ours.
+        """
+        try:
+            content = self._folder.read(TOKENIZER)
+        except OSError as error:
+            raise DataError(f"{self.uri}/{TOKENIZER} is missing: run jobs/prepare.py again") from error
+        return WordTokenizer.from_json(content.decode())
 
     def examples(self, split: str) -> Examples:
         """Load the ids and labels of a split, in the order of their row ids.
@@ -61,11 +77,14 @@ class PreparedData:
         Args:
             split: "train", "validation" or "test".
         """
-        folder = self.path / split
         schema = pa.schema([PREPARED_SCHEMA.field(name) for name in ("row_id", LABEL, IDS)])
-        if not any(folder.glob("*.parquet")):
+        # An object store has no empty folders: a split without rows may not be there at all.
+        shards = pafs.FileSelector(self._folder.inner(split), allow_not_found=True)
+        files = [info.path for info in self._folder.fs.get_file_info(shards) if info.extension == "parquet"]
+        dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
+        table = dataset.to_table()
+        if not table.num_rows:
             return Examples(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.int32))
-        table = pyarrow.dataset.dataset(folder, format="parquet", schema=schema).to_table()
         # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
         table = table.sort_by("row_id").combine_chunks()
         ids = table[IDS].combine_chunks()

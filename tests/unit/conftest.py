@@ -29,7 +29,14 @@ SENTENCES = [
 def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
     """Write a bundle of a small random model into `tmp_path / name`."""
 
-    def make(name: str = "bundle", *, seed: int = 0, metrics: dict[str, Any] | None = None, **shape: Any) -> Bundle:
+    def make(
+        name: str = "bundle",
+        *,
+        seed: int = 0,
+        metrics: dict[str, Any] | None = None,
+        max_length: int = 64,
+        **shape: Any,
+    ) -> Bundle:
         tokenizer = WordTokenizer.train([normalise(text) for text in SENTENCES])
         fields = {"embedding_dim": 12, "hidden_dim": 10, "num_layers": 2, "bidirectional": True, **shape}
         config = RecurrentConfig(
@@ -42,10 +49,16 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
             **fields,
         )
         torch.manual_seed(seed)
+        model = build_model(config)
+        with torch.no_grad():
+            # Fresh weights say much the same of every text; these have opinions on both sides.
+            for key, weight in model.named_parameters():
+                weight.mul_(2.0 if key.startswith("rnn.weight") else 3.0 if key == "fc.weight" else 1.0)
+            model.get_parameter("fc.bias").zero_()
         return write_bundle(
             tmp_path / name,
-            config=BundleConfig(recipe="small", model=config, max_length=64),
-            weights=build_model(config).state_dict(),
+            config=BundleConfig(recipe="small", model=config, max_length=max_length),
+            weights=model.state_dict(),
             tokenizer=tokenizer,
             metrics={"validation_accuracy": 0.5} if metrics is None else metrics,
             card="# small\n\nA café of its own.\n",

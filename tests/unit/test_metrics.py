@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_counts_add_up_over_any_split(rows: list[tuple[bool, bool]], cuts: list[
     losses = binary_cross_entropy_with_logits(logits, labels, reduction="none")
     parts = Counts()
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         parts.add(logits[start:stop], labels[start:stop], losses[start:stop])
     whole = count(logits, labels, losses)
     # Cells are whole numbers in float64; the loss is a sum in another order.
@@ -62,7 +63,7 @@ def test_counts_add_up_over_any_split(rows: list[tuple[bool, bool]], cuts: list[
 
 
 def test_rows_of_weight_zero_are_left_out() -> None:
-    """A rank with no row of its own takes part with a filler; even a filler's broken loss must not count."""
+    """A rank with no row of its own takes part with a filler."""
     logits, labels, losses = draw(50)
     weights = (torch.arange(50) % 3 > 0).float()
     kept = weights > 0

@@ -1,0 +1,112 @@
+"""Output folders: nobody's files are lost by accident, and no reader sees half of a file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from sentiment.corpora.folder import Folder
+from sentiment.errors import ConfigError, DataError
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A folder that isn't there yet, on the disk or behind an fsspec URI."""
+    return Folder(str(tmp_path / "out") if request.param == "local" else f"memory://{uuid.uuid4().hex}/out")
+
+
+def read(folder: Folder, name: str) -> str:
+    with folder.fs.open_input_stream(folder.inner(name)) as stream:
+        return stream.read().decode()
+
+
+def names(folder: Folder) -> list[str]:
+    from pyarrow.fs import FileSelector
+
+    return sorted(info.base_name for info in folder.fs.get_file_info(FileSelector(folder.base)))
+
+
+def test_new_and_empty_folders_are_taken(folder: Folder) -> None:
+    folder.claim(overwrite=False)
+    folder.claim(overwrite=False)
+    assert names(folder) == []
+
+
+def test_a_folder_with_something_in_it_is_refused(folder: Folder) -> None:
+    folder.claim(overwrite=False)
+    folder.write_text("precious.txt", "mine")
+    with pytest.raises(ConfigError, match=rf"^{folder.uri} isn't empty: .*--overwrite"):
+        folder.claim(overwrite=False)
+    assert read(folder, "precious.txt") == "mine"
+
+
+def test_overwrite_empties_the_folder_and_only_that(folder: Folder) -> None:
+    folder.claim(overwrite=False)
+    folder.write_text("old.txt", "old")
+    folder.fs.create_dir(folder.inner("train"))
+    with folder.fs.open_output_stream(folder.inner("train/part.parquet")) as stream:
+        stream.write(b"old")
+    beside = Folder(f"{folder.uri}-beside")
+    beside.claim(overwrite=False)
+    beside.write_text("keep.txt", "keep")
+    folder.claim(overwrite=True)
+    assert names(folder) == []
+    assert names(beside) == ["keep.txt"]
+
+
+def test_files_are_written_and_replaced(folder: Folder) -> None:
+    folder.claim(overwrite=False)
+    folder.write_text("a.txt", "eins")
+    folder.write_text("a.txt", "zwei: größer 🙂")
+    folder.write_json("b.json", {"text": "größer 🙂", "rows": 3})
+    assert read(folder, "a.txt") == "zwei: größer 🙂"
+    assert "größer 🙂" in read(folder, "b.json")
+    assert json.loads(read(folder, "b.json")) == {"text": "größer 🙂", "rows": 3}
+    assert names(folder) == ["a.txt", "b.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """A lone surrogate can't be written: the manifest of before must stand, whole."""
+    folder = Folder(str(tmp_path))
+    folder.write_text("manifest.json", "before")
+    with pytest.raises(UnicodeEncodeError):
+        folder.write_text("manifest.json", "after \ud83d")
+    assert read(folder, "manifest.json") == "before"
+
+
+def test_workers_get_the_same_folder(folder: Folder) -> None:
+    folder.claim(overwrite=False)
+    pickle.loads(pickle.dumps(folder)).write_text("from a worker.txt", "x")
+    assert names(folder) == ["from a worker.txt"]
+
+
+def test_relative_paths_hold_after_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers run elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    folder = Folder("out/")
+    assert folder.uri == "out"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder.claim(overwrite=False)
+    assert (tmp_path / "out").is_dir()
+
+
+def test_uri_reaches_its_store() -> None:
+    folder = Folder("memory://some-bucket/deep/er/")
+    folder.claim(overwrite=True)
+    folder.write_text("a.txt", "x")
+    assert folder.uri == "memory://some-bucket/deep/er"
+    assert fsspec.filesystem("memory").cat("/some-bucket/deep/er/a.txt") == b"x"
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in ("file", "file/inside"):
+        with pytest.raises(DataError, match=f"can't write to {tmp_path / place}"):
+            Folder(str(tmp_path / place)).claim(overwrite=True)
+    assert (tmp_path / "file").read_text() == "in the way"

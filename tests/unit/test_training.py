@@ -1,0 +1,372 @@
+"""The training loop: it learns, keeps the best, goes on after a stop as if there had been none, and two ranks are one.
+
+The model is small and dropout is on wherever randomness has to be repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing
+
+from sentiment.batching import Examples, LengthBucketedBatches
+from sentiment.checkpoint import Checkpoint
+from sentiment.errors import ConfigError, DataError
+from sentiment.models.rnn import RecurrentClassifier
+from sentiment.training import Hooks, Optimisation, evaluate, fit, learning_rate_at
+
+CPU = torch.device("cpu")
+NEGATIVE_TOKEN, POSITIVE_TOKEN, VOCABULARY = 2, 3, 20
+SETTINGS = Optimisation(
+    epochs=3, learning_rate=1e-2, schedule="one-cycle", warmup_share=0.1, weight_decay=1e-2, clip_norm=1.0, seed=3
+)
+# What depends on the clock.
+TIMES = ("train_s", "rows_per_s")
+FILES = ("model.safetensors", "best.safetensors", "optimizer.pt", "state.json")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rows(num_rows: int, seed: int = 0, learnable: bool = True) -> Examples:
+    """Noise with one telling token at a random place; if not learnable, the labels have nothing to do with it."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(2, 12, num_rows)
+    says = random.integers(0, 2, num_rows)
+    sequences = [random.integers(4, VOCABULARY, length).astype(np.int32) for length in lengths]
+    for sequence, positive in zip(sequences, says, strict=True):
+        sequence[random.integers(len(sequence))] = POSITIVE_TOKEN if positive else NEGATIVE_TOKEN
+    labels = says if learnable else random.integers(0, 2, num_rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Examples(np.concatenate(sequences), offsets, labels.astype(np.int32))
+
+
+def batches(examples: Examples, rank: int = 0, world_size: int = 1, shuffle: bool = True) -> LengthBucketedBatches:
+    return LengthBucketedBatches(
+        examples,
+        batch_size=32,
+        pad_id=1,
+        max_length=64,
+        shuffle=shuffle,
+        seed=3,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def model(seed: int = 0, dropout: float = 0.3, word_dropout: float = 0.1) -> RecurrentClassifier:
+    torch.manual_seed(seed)
+    return RecurrentClassifier(VOCABULARY, 8, 8, 1, True, dropout, word_dropout=word_dropout)
+
+
+def run(
+    train: Examples, validation: Examples, *, settings: Optimisation = SETTINGS, seed: int = 0, **more: Any
+) -> Checkpoint:
+    data = batches(train), batches(validation, shuffle=False)
+    return fit(model(seed), *data, settings, device=CPU, precision="float32", **more)
+
+
+def assert_same_weights(one: dict[str, Tensor] | None, other: dict[str, Tensor] | None, atol: float) -> None:
+    assert one is not None
+    assert other is not None
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=atol, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in history]
+
+
+def assert_same_history(one: Checkpoint, other: Checkpoint, tolerance: float) -> None:
+    assert one.progress.best_epoch == other.progress.best_epoch
+    pairs = zip(timeless(one.progress.history), timeless(other.progress.history), strict=True)
+    for line, expected in pairs:
+        assert line == pytest.approx(expected, abs=tolerance, rel=0)
+
+
+def test_it_learns_what_can_be_learnt() -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=5, learning_rate=2e-2)
+    final = run(rows(600), rows(200, seed=1), settings=settings)
+    history = final.progress.history
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5]
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    assert history[-1]["validation_accuracy"] > 0.95
+
+
+def test_the_result_is_the_epoch_of_lowest_validation_loss() -> None:
+    """Validation labels that follow from nothing: fitting on makes their loss worse, so the best is not the last."""
+    after_each: list[dict[str, Tensor]] = []
+    losses: list[float] = []
+
+    def keep(checkpoint: Checkpoint, figures: dict[str, Any] | None) -> None:
+        assert figures is not None
+        after_each.append({name: weight.clone() for name, weight in checkpoint.weights.items()})
+        losses.append(figures["validation_loss"])
+
+    final = run(rows(300), rows(100, seed=1, learnable=False), hooks=Hooks(on_checkpoint=keep))
+    best = int(np.argmin(losses))
+    assert best < len(losses) - 1, "the data no longer make the last epoch worse: the test would show nothing"
+    assert final.progress.best_epoch == best
+    assert final.progress.best_validation_loss == losses[best]
+    assert_same_weights(final.best_weights, after_each[best], atol=0)
+    assert_same_weights(final.weights, after_each[-1], atol=0)
+
+
+def test_the_best_weights_have_the_figures_that_were_told() -> None:
+    validation = rows(100, seed=1)
+    final = run(rows(300), validation)
+    assert final.best_weights is not None
+    assert final.progress.best_epoch is not None
+    judged = model()
+    judged.load_state_dict(final.best_weights)
+    figures = evaluate(judged, batches(validation, shuffle=False), device=CPU, precision="float32")
+    told = final.progress.history[final.progress.best_epoch]
+    assert (figures.loss, figures.accuracy) == (told["validation_loss"], told["validation_accuracy"])
+
+
+def test_train_figures_are_over_every_row() -> None:
+    """The last batch is smaller, so a mean of batch means would be off. No dropout, no step: fresh weights' loss."""
+    train = rows(70)
+    settings = dataclasses.replace(SETTINGS, epochs=1, learning_rate=1e-12, schedule="constant", weight_decay=0.0)
+    data = batches(train), batches(train, shuffle=False)
+    final = fit(model(dropout=0.0, word_dropout=0.0), *data, settings, device=CPU, precision="float32")
+    line = final.progress.history[0]
+    # Float32 sums of one row in batches of other shapes.
+    assert line["train_loss"] == pytest.approx(line["validation_loss"], abs=1e-6)
+    assert line["train_accuracy"] == line["validation_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """A whole run, dropout on, every checkpoint of it saved as `<epoch>-<step>`."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def save(checkpoint: Checkpoint, figures: dict[str, Any] | None) -> None:
+        place = folder / f"{checkpoint.progress.epoch}-{checkpoint.progress.step}"
+        place.mkdir()
+        assert (figures is None) == (checkpoint.progress.step > 0)
+        checkpoint.save(place)
+
+    return run_with_checkpoints(hooks=Hooks(on_checkpoint=save)), folder
+
+
+def run_with_checkpoints(**more: Any) -> Checkpoint:
+    """210 rows are 7 steps an epoch: checkpoints after 3, 6 and 7. The validation labels make epoch 1 or 2 the best."""
+    settings = dataclasses.replace(SETTINGS, checkpoint_steps=3)
+    return run(rows(210), rows(80, seed=1, learnable=False), settings=settings, **more)
+
+
+def test_checkpoints_come_when_they_were_asked_for(undisturbed: tuple[Checkpoint, Path]) -> None:
+    names = sorted(place.name for place in undisturbed[1].iterdir())
+    assert names == ["0-3", "0-6", "1-0", "1-3", "1-6", "2-0", "2-3", "2-6", "3-0"]
+
+
+@pytest.mark.parametrize("place", ["0-3", "1-0", "1-6", "2-0", "2-3", "3-0"])
+def test_going_on_from_a_checkpoint_ends_the_same(undisturbed: tuple[Checkpoint, Path], place: str) -> None:
+    """1e-6 for float32 kernels; a dropout mask drawn anew moves weights by 1e-2. The fresh model is another one."""
+    whole, folder = undisturbed
+    resumed = run_with_checkpoints(seed=99, resume=Checkpoint.load(folder / place))
+    assert_same_weights(resumed.weights, whole.weights, atol=1e-6)
+    assert_same_weights(resumed.best_weights, whole.best_weights, atol=1e-6)
+    assert_same_history(resumed, whole, tolerance=1e-6)
+
+
+def test_going_on_takes_only_the_steps_that_are_left(undisturbed: tuple[Checkpoint, Path]) -> None:
+    taken: list[tuple[int, int, int]] = []
+    hooks = Hooks(on_step=lambda epoch, step, steps: taken.append((epoch, step, steps)))
+    run_with_checkpoints(resume=Checkpoint.load(undisturbed[1] / "1-6"), hooks=hooks)
+    assert taken == [(1, 7, 7), *((2, step, 7) for step in range(1, 8))]
+
+
+def test_checkpoint_round_trip(undisturbed: tuple[Checkpoint, Path], tmp_path: Path) -> None:
+    """The end of the run: by then the best is an earlier epoch, so all four files are there."""
+    whole, _ = undisturbed
+    whole.save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(FILES)
+    read = Checkpoint.load(tmp_path)
+    assert read.progress == whole.progress
+    assert_same_weights(read.weights, whole.weights, atol=0)
+    assert_same_weights(read.best_weights, whole.best_weights, atol=0)
+    assert str(read.optimizer) == str(whole.optimizer)
+
+
+def test_checkpoints_hold_no_code(undisturbed: tuple[Checkpoint, Path]) -> None:
+    for place in undisturbed[1].iterdir():
+        assert {file.name for file in place.iterdir()} <= set(FILES)
+        torch.load(place / "optimizer.pt", weights_only=True)
+
+
+def test_best_weights_are_not_written_twice(undisturbed: tuple[Checkpoint, Path]) -> None:
+    assert not (undisturbed[1] / "1-0" / "best.safetensors").exists()
+    read = Checkpoint.load(undisturbed[1] / "1-0")
+    assert_same_weights(read.best_weights, read.weights, atol=0)
+    assert Checkpoint.load(undisturbed[1] / "0-3").best_weights is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "garbage"])
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_checkpoint(undisturbed: tuple[Checkpoint, Path], tmp_path: Path, name: str, damage: str) -> None:
+    undisturbed[0].save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    if damage == "missing":
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(
+            {"empty": b"", "half": content[: len(content) // 2], "garbage": b"x" * 99}[damage]
+        )
+    if damage == "missing" and name == "best.safetensors":
+        assert undisturbed[0].progress.best_epoch != 2, "the last epoch is the best one: the test would show nothing"
+    with pytest.raises(DataError, match=f"checkpoint {tmp_path} can't be read") as caught:
+        Checkpoint.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_loss_that_is_no_number() -> None:
+    data = batches(rows(40)), batches(rows(20, seed=1), shuffle=False)
+    broken = model()
+    with torch.no_grad():
+        broken.fc.bias.fill_(float("nan"))
+    with pytest.raises(ConfigError, match=r"no longer finite in epoch 1 .*--learning-rate"):
+        fit(broken, *data, SETTINGS, device=CPU, precision="float32")
+
+
+def test_gradients_are_clipped() -> None:
+    """SGD on a clipped gradient moves by at most learning rate × norm; AdamW's first step hides it, so look inside."""
+    norms: list[float] = []
+    watched = model()
+    settings = dataclasses.replace(SETTINGS, epochs=1, clip_norm=1e-3)
+
+    def note(*_: object) -> None:
+        grads = [weight.grad for weight in watched.parameters() if weight.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.stack([grad.norm() for grad in grads]))))
+
+    hooks = Hooks(on_step=note)
+    fit(watched, batches(rows(64)), batches(rows(20)), settings, device=CPU, precision="float32", hooks=hooks)
+    assert norms
+    assert max(norms) <= 1e-3 * (1 + 1e-5)
+
+
+def test_constant_learning_rate() -> None:
+    settings = dataclasses.replace(SETTINGS, schedule="constant")
+    assert {learning_rate_at(step, 100, settings) for step in range(100)} == {1e-2}
+
+
+@pytest.mark.parametrize("total", [10, 100, 1234])
+def test_one_cycle_rises_in_a_line_and_falls_like_a_cosine(total: int) -> None:
+    rates = [learning_rate_at(step, total, SETTINGS) for step in range(total)]
+    peak = round(total * 0.1) - 1
+    assert max(rates) == pytest.approx(SETTINGS.learning_rate)
+    assert rates[: peak + 1] == pytest.approx([1e-2 * (step + 1) / (peak + 1) for step in range(peak + 1)])
+    assert all(before >= after for before, after in itertools.pairwise(rates[peak:]))
+    assert 0.01 * 1e-2 < rates[-1] < 0.05 * 1e-2
+    # Half the decay lies half-way, between two steps if need be.
+    half_way = np.interp(peak + 1 + (total - peak - 1) / 2, range(total), rates)
+    assert half_way == pytest.approx(1e-2 * 0.505, rel=0.01)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_one_cycle_of_few_steps_moves_at_all(total: int) -> None:
+    settings = dataclasses.replace(SETTINGS, warmup_share=0.0)
+    assert all(0 < learning_rate_at(step, total, settings) <= 1e-2 for step in range(total))
+    assert learning_rate_at(0, total, settings) == 1e-2
+
+
+# 200 rows: every batch splits evenly but the last, of 8. 201: its 9 are 5 and 4. 193: its single row leaves rank 1 a
+# filler. Validation has 51 rows, so the ranks measure different numbers of them too.
+RANK_CASES = (200, 201, 193)
+
+
+def run_rank(rank: int, world_size: int, folder: str) -> None:
+    """One rank of the gloo group; a module-level function, so that a fresh process finds it."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=60),
+        )
+
+    def go(num_rows: int, seed: int, **more: Any) -> Checkpoint:
+        data = (
+            batches(rows(num_rows), rank, world_size),
+            batches(rows(51, seed=1), rank, world_size, shuffle=False),
+        )
+        fresh = model(seed, dropout=0.0, word_dropout=0.0)
+        settings = dataclasses.replace(SETTINGS, epochs=2, checkpoint_steps=3)
+        return fit(fresh, *data, settings, device=CPU, precision="float32", **more)
+
+    for num_rows in RANK_CASES:
+        stopped = Path(folder) / f"{num_rows}-stopped-{world_size}-{rank}"
+
+        def save(checkpoint: Checkpoint, figures: object, stopped: Path = stopped) -> None:
+            if (checkpoint.progress.epoch, checkpoint.progress.step) == (1, 3):
+                stopped.mkdir()
+                checkpoint.save(stopped)
+
+        # Rank 1 begins with other weights: DDP must give it rank 0's.
+        final = go(num_rows, seed=rank, hooks=Hooks(on_checkpoint=save))
+        place = Path(folder) / f"{num_rows}-{world_size}-{rank}"
+        place.mkdir()
+        final.save(place)
+    if world_size > 1:
+        # As after a kill: every rank goes on from rank 0's checkpoint inside epoch 2.
+        kept = Checkpoint.load(Path(folder) / f"{RANK_CASES[1]}-stopped-{world_size}-0")
+        place = Path(folder) / f"resumed-{rank}"
+        place.mkdir()
+        go(RANK_CASES[1], seed=7, resume=kept).save(place)
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes for all cases, as starting them is most of the time; beside them the same in one."""
+    folder = tmp_path_factory.mktemp("ranks")
+    started = multiprocessing.start_processes(
+        run_rank, args=(2, str(folder)), nprocs=2, join=False, start_method="spawn"
+    )
+    run_rank(0, 1, str(folder))
+    while not started.join():
+        pass
+    return folder
+
+
+@pytest.mark.parametrize("num_rows", RANK_CASES)
+def test_two_ranks_are_one(ranks: Path, num_rows: int) -> None:
+    """Losses within 1e-5, weights within 1e-4: gradients are float32 sums in another order, and Adam divides the small
+    ones by their own size. A rank weighted wrongly in the odd batch moves weights by 1e-3."""
+    one, two = Checkpoint.load(ranks / f"{num_rows}-1-0"), Checkpoint.load(ranks / f"{num_rows}-2-0")
+    assert_same_history(two, one, tolerance=1e-5)
+    assert_same_weights(two.weights, one.weights, atol=1e-4)
+    assert_same_weights(two.best_weights, one.best_weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", RANK_CASES)
+def test_ranks_agree_to_the_bit(ranks: Path, num_rows: int) -> None:
+    one, other = Checkpoint.load(ranks / f"{num_rows}-2-0"), Checkpoint.load(ranks / f"{num_rows}-2-1")
+    assert_same_weights(one.weights, other.weights, atol=0)
+    assert timeless(one.progress.history) == timeless(other.progress.history)
+
+
+def test_two_ranks_go_on_from_inside_an_epoch(ranks: Path) -> None:
+    """The sums so far are over both ranks: they must be carried on once, not twice."""
+    whole = Checkpoint.load(ranks / f"{RANK_CASES[1]}-2-0")
+    for rank in (0, 1):
+        resumed = Checkpoint.load(ranks / f"resumed-{rank}")
+        assert_same_history(resumed, whole, tolerance=1e-6)
+        assert_same_weights(resumed.weights, whole.weights, atol=1e-6)

@@ -24,7 +24,7 @@ from sentiment.corpora.folder import Folder
 from sentiment.corpora.planning import plan
 from sentiment.errors import DataError
 from sentiment.metrics import Counts, Figures
-from sentiment.schema import LABELS, MODEL_ID, P_POSITIVE, REJECTED, SCORED, SOURCE_FIELDS
+from sentiment.schema import LABELS, MODEL_ID, P_POSITIVE, REJECTED, SCORE_FIELDS, SCORED, SOURCE_FIELDS
 
 EVALUATION = "evaluation.json"
 _ROWS_PER_FILE = 500_000
@@ -50,6 +50,8 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
         label_column=settings.label_column,
         need_label=True,
         encoding=settings.encoding,
+        # The scorer adds these to what came in.
+        reserved=[field.name for field in SCORE_FIELDS],
     )
     output = Folder(settings.output)
     output.claim(overwrite=settings.overwrite)

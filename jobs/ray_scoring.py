@@ -181,17 +181,26 @@ def _actors(settings: ScoreSettings | EvaluateSettings) -> tuple[int, int]:
 
 
 def _check_complete(output: Folder) -> None:
-    """Hold what was written against the row numbers: in each file 0, 1, 2, … with none missing or twice."""
-    rows = []
+    """Hold what was written against the row numbers: in each file 0, 1, 2, … with none missing or twice.
+
+    Count, maximum and sum settle that in constant memory: n numbers, none over n - 1, with the sum of 0 … n - 1.
+    """
+    parts = []
     for name in (SCORED, REJECTED):
         dataset = pyarrow.dataset.dataset(output.inner(name), filesystem=output.fs, format="parquet")
         if dataset.count_rows():
-            rows.append(dataset.to_table([SOURCE_FILE, SOURCE_ROW]))
-    if not rows:
+            parts += [_row_sums(batch) for batch in dataset.to_batches(columns=[SOURCE_FILE, SOURCE_ROW])]
+    if not parts:
         return
-    by_file = pa.concat_tables(rows).group_by(SOURCE_FILE)
-    summary = by_file.aggregate([(SOURCE_ROW, "count"), (SOURCE_ROW, "count_distinct"), (SOURCE_ROW, "max")])
-    for line in summary.to_pylist():
-        counts = {line[f"{SOURCE_ROW}_count"], line[f"{SOURCE_ROW}_count_distinct"], line[f"{SOURCE_ROW}_max"] + 1}
-        if len(counts) != 1:
-            raise RuntimeError(f"{output.uri} doesn't hold each row of {line[SOURCE_FILE]} once: {line}")
+    by_file = pa.concat_tables(parts).group_by(SOURCE_FILE)
+    for line in by_file.aggregate([("count", "sum"), ("max", "max"), ("sum", "sum")]).to_pylist():
+        count = line["count_sum"]
+        if line["max_max"] != count - 1 or line["sum_sum"] != count * (count - 1) // 2:
+            raise RuntimeError(f"{output.uri} doesn't hold each row of {line[SOURCE_FILE]} once")
+
+
+def _row_sums(batch: pa.RecordBatch) -> pa.Table:
+    """Count, maximum and sum of the row numbers of each file in a batch."""
+    by_file = pa.table(batch).group_by(SOURCE_FILE)
+    sums = by_file.aggregate([(SOURCE_ROW, "count"), (SOURCE_ROW, "max"), (SOURCE_ROW, "sum")])
+    return sums.rename_columns([SOURCE_FILE, "count", "max", "sum"])

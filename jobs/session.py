@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ _EMBEDDED_ENVIRONMENT = {
 # The core's own log goes to our stderr; it warns there of things that Ray Data does by design.
 _QUIET_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 _GIB = 1024**3
+_PROBE_S = 10.0
 
 
 @contextmanager
@@ -45,9 +47,10 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     level = logging.INFO if settings.verbose else logging.ERROR
     _quieten(level)
     if address:
+        _probe(address)
         try:
             ray.init(address=address, log_to_driver=settings.verbose, logging_level=level)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:
             raise ResourceError(f"no Ray cluster at {address}: start it, or leave --address out") from error
     else:
         quiet = {} if settings.verbose else _QUIET_ENVIRONMENT
@@ -59,6 +62,17 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Find out within seconds that nobody listens at `HOST:PORT`: Ray itself tries 20 times, 40 s each."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto" and the like; Ray knows at once.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"no Ray cluster at {address} ({error}): start it, or leave --address out") from error
 
 
 def _start_embedded(settings: RaySettings, level: int) -> None:

@@ -54,7 +54,7 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
         reserved=[field.name for field in SCORE_FIELDS],
     )
     output = Folder(settings.output)
-    output.claim(overwrite=settings.overwrite)
+    output.check(overwrite=settings.overwrite)
     columns = [
         *SOURCE_FIELDS,
         pa.field(RAW_LABEL, pa.int8()),

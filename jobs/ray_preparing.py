@@ -70,8 +70,9 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
     started = time.monotonic()
     main, official = _plans(settings)
     output = Folder(settings.output)
-    output.claim(overwrite=settings.overwrite)
+    output.check(overwrite=settings.overwrite)
     with ray_session(ray_settings):
+        output.claim(overwrite=settings.overwrite)
         checksums = [_sha256.remote(group) for each in (main, official) if each for group in group_files(each)]
         rows = _read_clean(main, official, settings)
         survey = _survey(rows)

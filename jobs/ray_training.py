@@ -39,7 +39,7 @@ from sentiment.recipes import Recipe
 from sentiment.schema import TEST, TRAIN, VALIDATION
 from sentiment.training import Hooks, Optimisation, evaluate, fit
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, IDENTITY = "checkpoints", "run.json"
 # Rows of a batch when only measuring: no gradients to keep, so twice a training batch and more fits.
 _EVALUATION_BATCH = 256
 
@@ -74,7 +74,8 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
     # Ray Train gives each worker a folder of its own to stand in, so relative paths mean nothing there.
     settings = settings.model_copy(update={"data": prepared.uri})
     output = Path(settings.output).absolute()
-    _claim(output, settings, recipe, prepared)
+    run = {"data": prepared.digest, "recipe": recipe.model_dump(), "seed": settings.seed}
+    _check_output(output, settings, run)
     started = time.monotonic()
     with ray_session(ray_settings):
         require(
@@ -82,6 +83,7 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
             cpus=settings.num_workers * settings.cpus_per_worker,
             gpus=settings.num_workers if settings.use_gpu else 0,
         )
+        _claim_output(output, settings, run)
         with Progress("train", "steps") as progress:
             result = _fit(Work(settings, recipe, progress.board), output)
     result["duration_s"] = round(time.monotonic() - started, 1)
@@ -119,26 +121,37 @@ def _fit(work: Work, output: Path) -> dict[str, Any]:
     return result
 
 
-def _claim(output: Path, settings: TrainSettings, recipe: Recipe, prepared: PreparedData) -> None:
-    """Make the output folder ours: empty it, or see that what is there belongs to this run."""
-    # What decides the result; workers may differ, for the same global batch gives the same losses.
-    run = {"data": prepared.digest, "recipe": recipe.model_dump(), "seed": settings.seed}
-    identity = output / "run.json"
-    if settings.resume and identity.exists():
-        before = json.loads(identity.read_text())
+def _check_output(output: Path, settings: TrainSettings, run: dict[str, Any]) -> None:
+    """Refuse an output folder that holds another run. Changes nothing.
+
+    Args:
+        output: The folder.
+        settings: Whether to resume or overwrite.
+        run: What decides the result. Workers may differ: the same global batch gives the same losses.
+    """
+    if _is_resumed(output, settings):
+        before = json.loads((output / IDENTITY).read_text())
         differing = [key for key in run if before.get(key) != run[key]]
         if differing:
             raise ConfigError(
                 f"--resume: {output} was made with another {' and '.join(differing)}; use those again, or start "
                 "anew with --overwrite"
             )
+    elif output.exists() and any(output.iterdir()) and not settings.overwrite:
+        raise ConfigError(f"{output} isn't empty: go on with --resume, replace it with --overwrite")
+
+
+def _claim_output(output: Path, settings: TrainSettings, run: dict[str, Any]) -> None:
+    """Make the folder ours, once nothing else can refuse the run: empty it unless the run goes on there."""
+    if _is_resumed(output, settings):
         return
-    if output.exists() and any(output.iterdir()):
-        if not settings.overwrite:
-            raise ConfigError(f"{output} isn't empty: go on with --resume, replace it with --overwrite")
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    identity.write_text(json.dumps(run, indent=2) + "\n")
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    replace_text(output / IDENTITY, json.dumps(run, indent=2) + "\n")
+
+
+def _is_resumed(output: Path, settings: TrainSettings) -> bool:
+    return settings.resume and (output / IDENTITY).exists()
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -255,7 +268,7 @@ def _hooks(work: Work, output: Path, rank: int) -> Hooks:
             return
         if figures:
             lines = "".join(json.dumps(line) + "\n" for line in checkpoint.progress.history)
-            _replace(output / "metrics.jsonl", lines)
+            replace_text(output / "metrics.jsonl", lines)
             work.board.say.remote(_epoch_line(figures, epochs))
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             checkpoint.save(Path(folder))
@@ -279,7 +292,7 @@ def _epoch_line(figures: dict[str, Any], epochs: int) -> str:
     )
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(text)

@@ -39,7 +39,7 @@ def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
         reserved=[field.name for field in SCORE_FIELDS],
     )
     output = Folder(settings.output)
-    output.claim(overwrite=settings.overwrite)
+    output.check(overwrite=settings.overwrite)
     columns = [*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS]
     with ray_session(ray_settings):
         totals = score_archive(reads, settings, output, columns, settings.rows_per_file)

@@ -39,23 +39,37 @@ class Folder:
         """Path of a file inside the file system."""
         return posixpath.join(self.base, name)
 
-    def claim(self, *, overwrite: bool) -> None:
-        """Make the folder ours: it must be new, empty, or given up by the user.
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse a folder that holds something, unless the user has given that up. Changes nothing.
 
         Args:
-            overwrite: Empty it first.
+            overwrite: It may hold something.
+
+        Raises:
+            ConfigError: It holds something and `overwrite` is off.
+            DataError: It can't be looked into.
+        """
+        try:
+            found = self.fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
+        except OSError as error:
+            raise DataError(f"can't write to {self.uri}: {error}") from error
+        if found and not overwrite:
+            raise ConfigError(f"{self.uri} isn't empty: replace what it holds with --overwrite, or name another")
+
+    def claim(self, *, overwrite: bool) -> None:
+        """Make the folder, empty it if it isn't: the last step before work begins, once nothing else can refuse it.
+
+        Args:
+            overwrite: It may hold something.
 
         Raises:
             ConfigError: It holds something and `overwrite` is off.
             DataError: It can't be made.
         """
+        self.check(overwrite=overwrite)
         try:
             self.fs.create_dir(self.base, recursive=True)
-            holds_something = bool(self.fs.get_file_info(pafs.FileSelector(self.base)))
-            if holds_something and not overwrite:
-                raise ConfigError(f"{self.uri} isn't empty: replace what it holds with --overwrite, or name another")
-            if holds_something:
-                self.fs.delete_dir_contents(self.base)
+            self.fs.delete_dir_contents(self.base)
         except OSError as error:
             raise DataError(f"can't write to {self.uri}: {error}") from error
 

@@ -27,17 +27,23 @@ RESULTS = ROOT / "docs" / "results"
 def main() -> None:
     """Run everything, one after another, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="*", type=Path, default=[], help="labelled files in Sentiment140's or any form")
-    parser.add_argument("--archive", nargs="*", type=Path, default=[], help="archives that the last model scores")
+    parser.add_argument("--data", nargs="*", type=_path, default=[], help="labelled files, Sentiment140's or others")
+    parser.add_argument("--archive", nargs="*", type=_path, default=[], help="archives that the last model scores")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "bench", help="folder for what the jobs write")
     args = parser.parse_args()
     runs = [_demo(None, args.output), *(_demo(data, args.output) for data in args.data)]
     if args.archive:
-        runs.append(_score(args.archive, runs[-1]["bundle"], args.output))
+        last = args.output / (args.data[-1].name.split(".")[0] if args.data else "embedded")
+        runs.append(_score(args.archive, str(last / "model" / "bundle"), args.output))
     result = {"machine": _machine(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "runs": runs}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "main_job.json").write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "main_job.md").write_text(_page(result))
+
+
+def _path(given: str) -> Path:
+    """Jobs run from the repository's root, whoever calls this from wherever."""
+    return Path(given).resolve()
 
 
 def _demo(data: Path | None, output: Path) -> dict[str, Any]:
@@ -47,14 +53,18 @@ def _demo(data: Path | None, output: Path) -> dict[str, Any]:
     result = _job("demo", flags)
     counts = json.loads((folder / "prepared" / "manifest.json").read_text())["counts"]
     trained = json.loads((folder / "model" / "metrics.json").read_text())
+    places = ("bundle", "curve", "parquet", "output")
+    figures = {key: value for key, value in {**result, "trained": trained}.items() if key not in places}
     trained.pop("bundle")
-    return {"corpus": data.name if data else "embedded", "counts": counts, "trained": trained, **result}
+    return {"corpus": data.name if data else "embedded", "counts": counts, **figures}
 
 
 def _score(archives: list[Path], bundle: str, output: Path) -> dict[str, Any]:
     """Archives of different form in one run."""
     flags = ["--model", bundle, "--input", *map(str, archives), "--output", str(output / "archives"), "--overwrite"]
-    return {"corpus": " + ".join(archive.name for archive in archives), **_job("score", flags)}
+    result = _job("score", flags)
+    result.pop("output")
+    return {"corpus": " + ".join(archive.name for archive in archives), **result}
 
 
 def _job(name: str, flags: list[str]) -> dict[str, Any]:

@@ -34,14 +34,14 @@ class Job(Generic[S]):
         about: What it does and an example; the text of `--help`.
         settings: Its section of `ray_config.yaml`.
         run: Does the work; its result is printed as JSON.
-        overrides: A model whose fields are flags too (a recipe).
+        overrides: A model whose fields are flags too: the default recipe.
     """
 
     name: str
     about: str
     settings: type[S]
     run: Callable[[S, RaySettings], dict[str, Any]]
-    overrides: type[BaseModel] | None = None
+    overrides: BaseModel | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Parse, run, report; returns the exit code."""
@@ -73,12 +73,13 @@ class Job(Generic[S]):
             allow_abbrev=False,
         )
         own = parser.add_argument_group(f"settings (section {self.settings.section} of ray_config.yaml)")
-        names = fields_of(self.settings, ["overrides"])
+        names = fields_of(self.settings, ["overrides", "config"])
         _add_flags(own, self.settings, names)
         override_names: list[str] = []
         if self.overrides is not None:
-            override_names = fields_of(self.overrides, ["name", "summary", *names])
-            _add_flags(parser.add_argument_group("fields of the recipe"), self.overrides, override_names)
+            override_names = fields_of(type(self.overrides), ["name", "summary", *names])
+            title = "fields of the recipe, with the values of the default one"
+            _add_flags(parser.add_argument_group(title), type(self.overrides), override_names, self.overrides)
         _add_flags(parser.add_argument_group("Ray (section ray)"), RaySettings, fields_of(RaySettings))
         parser.add_argument("--config", metavar="FILE", help="configuration file (default: ray_config.yaml if there)")
         given, rest = parser.parse_known_args(list(argv))
@@ -89,6 +90,8 @@ class Job(Generic[S]):
                 raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
             raise unknown("flag", flag.split("=")[0], parser.flags(), f"jobs/{self.name}.py")
         file = flags.pop("config", None)
+        if file is not None and "config" in self.settings.model_fields:
+            flags["config"] = file  # It runs other jobs, which read the file too.
         ray_flags = {name: flags.pop(name) for name in fields_of(RaySettings) if name in flags}
         return load(self.settings, flags, file, override_names), load(RaySettings, ray_flags, file)
 
@@ -101,12 +104,14 @@ class _Parser(argparse.ArgumentParser):
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
 
 
-def _add_flags(group: argparse._ArgumentGroup, model: type[BaseModel], names: Sequence[str]) -> None:
+def _add_flags(
+    group: argparse._ArgumentGroup, model: type[BaseModel], names: Sequence[str], defaults: BaseModel | None = None
+) -> None:
     """One flag for each field; values stay strings, the model checks and converts them."""
     for name in names:
         field = model.model_fields[name]
         flag = "--" + name.replace("_", "-")
-        help_text = (field.description or "").replace("%", "%%") + _default(field)
+        help_text = (field.description or "").replace("%", "%%") + _note(field, defaults, name)
         kind = _inner_type(field.annotation)
         if kind is bool:
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
@@ -129,7 +134,9 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X"}.get(kind, "VALUE")
 
 
-def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
-        return ""
-    return "" if field.default in (None, False, []) else f" (default: {field.default})"
+def _note(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
+    """What stands behind a flag's description: required, or the default."""
+    default = getattr(defaults, name) if defaults is not None else field.default
+    if default is PydanticUndefined:
+        return " (required)"
+    return "" if default in (None, False, []) else f" (default: {default})"

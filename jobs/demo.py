@@ -13,42 +13,32 @@ from __future__ import annotations
 import html
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from typing import Any
 
 from jobs import prepare, score, train_lstm
 from jobs.cli import Job
-from sentiment.config import RaySettings, Section
+from sentiment.config import DemoSettings, RaySettings
+from sentiment.errors import DataError
 
 _ARCHIVE_ROWS = 20_000
-
-
-class DemoSettings(Section):
-    """`jobs/demo.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_DEMO_")
-    section: ClassVar[str] = "demo"
-
-    data: str | None = Field(None, description="labelled tweets; none: the embedded corpus")
-    output: str = Field("runs/demo", description="folder for everything; replaced by each run")
 
 
 def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Run the three jobs and show what came out."""
     from jobs.session import ray_session
+    from sentiment.corpora.folder import Folder
     from sentiment.corpora.synthetic import write_archive, write_sentiment140
 
     started = time.monotonic()
+    if settings.data is not None and not Path(settings.data).exists():
+        raise DataError(f"no file or folder at {settings.data}")
+    Folder(settings.output).check(overwrite=True, inputs=[settings.data] if settings.data else [])
+    Folder(settings.output).claim(overwrite=True)
     output = Path(settings.output)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
     if not (ray_settings.address or ray_settings.num_cpus or os.environ.get("RAY_ADDRESS")):
         # Two workers also on a single core: slower, but the same.
         ray_settings = ray_settings.model_copy(update={"num_cpus": max(2, os.cpu_count() or 2)})
@@ -59,12 +49,13 @@ def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     else:
         corpus = Path(settings.data)
     with ray_session(ray_settings):
-        _run(prepare.JOB, ["--input", str(corpus), "--output", str(output / "prepared")])
-        trained = _run(train_lstm.JOB, ["--data", str(output / "prepared"), "--output", str(output / "model")])
+        config = ["--config", settings.config] if settings.config else []
+        _run(prepare.JOB, [*config, "--input", str(corpus), "--output", str(output / "prepared")])
+        trained = _run(train_lstm.JOB, [*config, "--data", str(output / "prepared"), "--output", str(output / "model")])
         archive = output / "archive.jsonl.gz"
-        texts = None if settings.data is None else _held_out_texts(output / "prepared")
-        write_archive(archive, len(texts) if texts else _ARCHIVE_ROWS, texts=texts)
-        flags = ["--model", trained["bundle"], "--input", str(archive), "--output", str(output / "scored")]
+        texts = None if settings.data is None else _held_out_texts(output / "prepared", settings.data)
+        write_archive(archive, _ARCHIVE_ROWS if texts is None else len(texts), texts=texts)
+        flags = [*config, "--model", trained["bundle"], "--input", str(archive), "--output", str(output / "scored")]
         scored = _run(score.JOB, flags)
     duration_s = time.monotonic() - started
     _show(trained, scored, bound, duration_s)
@@ -84,12 +75,26 @@ def _run(job: Job[Any], argv: Sequence[str]) -> dict[str, Any]:
     return job.run(*job.parse(argv))
 
 
-def _held_out_texts(prepared: Path) -> list[str]:
-    """Tweets that the model wasn't trained on."""
+def _held_out_texts(prepared: Path, data: str) -> list[str]:
+    """Tweets that the model wasn't trained on, as they came in."""
+    import pyarrow.compute as pc
     import pyarrow.dataset
 
-    table = pyarrow.dataset.dataset(prepared / "test", format="parquet").head(_ARCHIVE_ROWS, columns=["text"])
-    texts: list[str] = table["text"].to_pylist()
+    from sentiment.corpora.columns import RAW_TEXT
+    from sentiment.corpora.files import read_file
+    from sentiment.corpora.planning import plan
+    from sentiment.schema import SOURCE_FILE, SOURCE_ROW, TEST
+
+    test = pyarrow.dataset.dataset(prepared / TEST, format="parquet")
+    if not test.count_rows():
+        raise DataError(f"{data}: no row fell into the test split; the demo needs a few hundred rows")
+    rows = test.head(_ARCHIVE_ROWS, columns=[SOURCE_FILE, SOURCE_ROW])
+    texts: list[str] = []
+    reads = plan([data])
+    for source in reads.files:
+        wanted = rows[SOURCE_ROW].filter(pc.equal(rows[SOURCE_FILE], source.path))
+        for table in read_file(source, reads) if len(wanted) else ():
+            texts += table[RAW_TEXT].filter(pc.is_in(table[SOURCE_ROW], wanted)).to_pylist()
     return texts
 
 

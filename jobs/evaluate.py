@@ -2,7 +2,7 @@
 """Measure a trained bundle on labelled texts: accuracy, loss, macro-F1 and the confusion counts.
 
   python jobs/evaluate.py --model runs/bilstm/bundle --input labelled.csv --output runs/evaluated
-  python jobs/evaluate.py --model runs/bilstm/bundle --input reviews.parquet --label-column stars --output runs/eval
+  python jobs/evaluate.py --model runs/bilstm/bundle --input reviews.parquet --label-column sentiment --output runs/eval
 
 Reads what jobs/score.py reads, with a label column. The output folder gets evaluation.json, scored/ (true_label and
 p_positive of each row, addressed by source_file and source_row) and rejected/ (rows without usable text or label). The

@@ -43,12 +43,20 @@ class _Board:
         self._news = News()
 
         self._began: float | None = None
+        self._rows_read: dict[str, int] = {}
 
     def begin(self, at: float) -> None:
         self._began = min(at, self._began or at)
 
     def began(self) -> float | None:
         return self._began
+
+    def add_read(self, rows: dict[str, int]) -> None:
+        # A read that Ray runs again counts the same rows: set, not added.
+        self._rows_read.update(rows)
+
+    def rows_read(self) -> dict[str, int]:
+        return self._rows_read
 
     def say(self, line: str) -> None:
         self._news.lines.append(line)

@@ -6,6 +6,7 @@ Figures come from `scored/`, so that whoever reads it later (plots, error analys
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -19,12 +20,22 @@ from jobs.report import manifest_head
 from jobs.session import ray_session
 from sentiment.bundle import Bundle
 from sentiment.config import EvaluateSettings, RaySettings
-from sentiment.corpora.columns import RAW_LABEL
 from sentiment.corpora.folder import Folder
+from sentiment.corpora.labels import refuse_scale
 from sentiment.corpora.planning import plan
 from sentiment.errors import DataError
 from sentiment.metrics import Counts, Figures
-from sentiment.schema import LABELS, MODEL_ID, P_POSITIVE, REJECTED, SCORE_FIELDS, SCORED, SOURCE_FIELDS
+from sentiment.schema import (
+    LABELS,
+    MODEL_ID,
+    P_POSITIVE,
+    REASON,
+    REJECTED,
+    SCORE_FIELDS,
+    SCORED,
+    SOURCE_FIELDS,
+    TRUE_LABEL,
+)
 
 EVALUATION = "evaluation.json"
 _ROWS_PER_FILE = 500_000
@@ -54,15 +65,16 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
         reserved=[field.name for field in SCORE_FIELDS],
     )
     output = Folder(settings.output)
-    output.check(overwrite=settings.overwrite)
+    output.check(overwrite=settings.overwrite, inputs=[settings.model, *settings.input])
     columns = [
         *SOURCE_FIELDS,
-        pa.field(RAW_LABEL, pa.int8()),
+        pa.field(TRUE_LABEL, pa.int8()),
         pa.field(P_POSITIVE, pa.float32()),
         pa.field(MODEL_ID, pa.string()),
     ]
     with ray_session(ray_settings):
         totals = score_archive(reads, settings, output, columns, _ROWS_PER_FILE)
+    refuse_scale(_rejected_reasons(output), totals.rows_in)
     if not totals.rows[SCORED]:
         raise DataError(f"no row could be evaluated; {output.uri}/{REJECTED} says why")
     figures = measure(output)
@@ -78,6 +90,16 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
     return result
 
 
+def _rejected_reasons(output: Folder) -> Counter[str]:
+    """Rejected rows by reason."""
+    reasons: Counter[str] = Counter()
+    dataset = pyarrow.dataset.dataset(output.inner(REJECTED), filesystem=output.fs, format="parquet")
+    if dataset.count_rows():
+        for batch in dataset.to_batches(columns=[REASON]):
+            reasons.update(batch[REASON].to_pylist())
+    return reasons
+
+
 def measure(output: Folder) -> Figures:
     """Work the figures out from `scored/`.
 
@@ -85,8 +107,8 @@ def measure(output: Folder) -> Figures:
     """
     counts = Counts()
     dataset = pyarrow.dataset.dataset(output.inner(SCORED), filesystem=output.fs, format="parquet")
-    for batch in dataset.to_batches(columns=[RAW_LABEL, P_POSITIVE]):
-        labels_B = torch.tensor(batch[RAW_LABEL].to_numpy()).float()
+    for batch in dataset.to_batches(columns=[TRUE_LABEL, P_POSITIVE]):
+        labels_B = torch.tensor(batch[TRUE_LABEL].to_numpy()).float()
         p_positive_B = torch.tensor(batch[P_POSITIVE].to_numpy())
         losses_B = binary_cross_entropy(p_positive_B, labels_B, reduction="none")
         counts.add(torch.where(p_positive_B >= 0.5, 1.0, -1.0), labels_B, losses_B)

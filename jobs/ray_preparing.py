@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -26,16 +27,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from jobs.report import some_of
 from jobs.session import ray_session
 from sentiment.config import PrepareSettings, RaySettings
-from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode
+from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
 from sentiment.corpora.folder import Folder
-from sentiment.corpora.labels import NEUTRAL
+from sentiment.corpora.labels import NEUTRAL, refuse_scale
 from sentiment.corpora.planning import ReadPlan, SourceFile, plan
 from sentiment.corpora.prepared import TOKENIZER
 from sentiment.corpora.reading import group_files, read
 from sentiment.corpora.sink import FolderSink
 from sentiment.corpora.streams import open_random_access
+from sentiment.errors import DataError
 from sentiment.schema import (
     DESTINATION,
     LABEL,
@@ -70,12 +73,13 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
     started = time.monotonic()
     main, official = _plans(settings)
     output = Folder(settings.output)
-    output.check(overwrite=settings.overwrite)
+    output.check(overwrite=settings.overwrite, inputs=[*settings.input, *settings.test_input])
     with ray_session(ray_settings):
         output.claim(overwrite=settings.overwrite)
         checksums = [_sha256.remote(group) for each in (main, official) if each for group in group_files(each)]
         rows = _read_clean(main, official, settings)
         survey = _survey(rows)
+        refuse_scale(survey.reasons, len(survey.row_ids) + survey.reasons.total())
         duplicates = survey.duplicates()
         _say(f"{len(survey.row_ids):,} usable rows, {len(duplicates):,} duplicates")
         texts = _train_texts(rows, duplicates)
@@ -101,15 +105,16 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
         {
             "counts": counts,
             "splits": splits,
-            "rejected_by_reason": {reason: n for reason, n in survey.reasons.most_common() if reason != NEUTRAL},
+            "rejected_by_reason": _by_kind(survey.reasons),
             "vocabulary": tokenizer.vocabulary_size,
             "inputs": inputs,
-            "skipped": [line for each in (main, official) if each for line in each.skipped],
+            "skipped": some_of([line for each in (main, official) if each for line in each.skipped]),
             "settings": settings.model_dump(exclude={"output", "overwrite"}),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("ray", "pyarrow")}},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+    _say(", ".join(f"{split} {counts[split]:,}" for split in SPLITS) + f", rejected {counts['rejected']:,}")
     return {**counts, "output": output.uri, "duration_s": round(time.monotonic() - started, 1)}
 
 
@@ -124,7 +129,12 @@ def _plans(settings: PrepareSettings) -> tuple[ReadPlan, ReadPlan | None]:
     )
     main = look(settings.input)
     if settings.test_input:
-        return main, look(settings.test_input)
+        official = look(settings.test_input)
+        apart = {(file.root, file.inner) for file in official.files}
+        kept = tuple(file for file in main.files if (file.root, file.inner) not in apart)
+        if not kept:
+            raise DataError("--test-input takes all that --input has; nothing is left to train on")
+        return dataclasses.replace(main, files=kept), official
     halves: dict[bool, list[SourceFile]] = {True: [], False: []}
     for file in main.files:
         halves[file.form == "imdb" and PurePosixPath(file.inner).parent.parent.name == TEST].append(file)
@@ -177,7 +187,7 @@ def _train_texts(rows: ray.data.Dataset, duplicates: Int64Array) -> Iterator[str
     batches = rows.select_columns([ROW_ID, TEXT, DESTINATION]).iter_batches(batch_size=None, batch_format="pyarrow")
     for table in batches:
         is_train = pc.fill_null(pc.equal(table[DESTINATION], TRAIN), False).to_numpy()
-        keep = is_train & ~np.isin(table[ROW_ID].to_numpy(), duplicates)
+        keep = is_train & ~is_member(table[ROW_ID].to_numpy(), duplicates)
         yield from table[TEXT].filter(pa.array(keep)).to_pylist()
 
 
@@ -194,15 +204,25 @@ def _sha256(files: tuple[SourceFile, ...]) -> dict[str, Any]:
     return {"path": files[0].path, **more, "bytes": size, "sha256": digest.hexdigest()}
 
 
+def _by_kind(reasons: Counter[str]) -> dict[str, int]:
+    """Count reasons without the values in them: few, and nothing of the users' in the manifest."""
+    kinds: Counter[str] = Counter()
+    for reason, count in reasons.items():
+        if reason != NEUTRAL:
+            kinds[re.sub(r"'[^']*'|\"[^\"]*\"|\d+|0x\w+", "…", reason.split(";")[0])] += count
+    return dict(kinds.most_common())
+
+
 def _check(counts: dict[str, int], sink: FolderSink, output: Folder) -> None:
     """Hold what was written against what was read: nothing may be lost between the two."""
     written = {name: sink.rows[name] for name in (*SPLITS, REJECTED)}
     expected = {name: counts[name] for name in written}
     if written != expected:
         raise RuntimeError(f"rows written to {output.uri} {written} are not those that were read {expected}")
-    for split in (TRAIN, VALIDATION):
-        if not counts[split]:
-            _say(f"warning: no {split} rows; training will need some")
+    if not counts[TRAIN]:
+        raise DataError(f"no row can be trained on; {output.uri}/{REJECTED} says why")
+    if not counts[VALIDATION]:
+        _say("warning: no validation rows; training will need some")
 
 
 def _say(line: str) -> None:

@@ -30,7 +30,7 @@ from ray.data import ActorPoolStrategy
 from jobs.progress import Progress
 from jobs.session import require
 from sentiment.config import EvaluateSettings, ScoreSettings
-from sentiment.corpora.columns import RAW_TEXT
+from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.lines import raw_text
 from sentiment.corpora.planning import ReadPlan
@@ -51,6 +51,7 @@ from sentiment.schema import (
     SCORED,
     SOURCE_FILE,
     SOURCE_ROW,
+    TRUE_LABEL,
 )
 
 # Shares of a CPU; together 1, so that on a single CPU each of the three can run.
@@ -62,10 +63,12 @@ class Totals:
     """What a scoring run did.
 
     Attributes:
+        rows_in: Rows that the readers counted.
         rows: Rows written to each subfolder.
         rows_per_s: Rows over the time from the first batch to the last write; loading the model isn't counted.
     """
 
+    rows_in: int
     rows: dict[str, int]
     rows_per_s: float
 
@@ -109,6 +112,7 @@ class Scorer:
             MODEL_ID: pa.array([self._predictor.model_id] * len(texts), pa.string()),
             DESTINATION: pc.if_else(pa.array(usable), SCORED, REJECTED),
         }
+        table = table.rename_columns([TRUE_LABEL if name == RAW_LABEL else name for name in table.column_names])
         table = table.set_column(table.schema.get_field_index(REASON), REASON, pa.array(reasons, pa.string()))
         table = table.set_column(table.schema.get_field_index(RAW), RAW, pa.array(raws, pa.string()))
         for name, column in added.items():
@@ -144,7 +148,7 @@ def score_archive(
     output.claim(overwrite=settings.overwrite)
     sink = FolderSink(output, {SCORED: pa.schema(columns), REJECTED: REJECTED_SCHEMA}, rows_per_file)
     with Progress("score", "rows") as progress:
-        read(plan, num_cpus=_READ_CPUS).map_batches(
+        read(plan, num_cpus=_READ_CPUS, board=progress.board).map_batches(
             Scorer,
             fn_constructor_kwargs={
                 "model": str(Path(settings.model).absolute()),
@@ -161,49 +165,51 @@ def score_archive(
         ).write_datasink(sink, ray_remote_args={"num_cpus": _WRITE_CPUS})
         began = ray.get(progress.board.began.remote())
         elapsed_s = time.time() - began if began else float("inf")
+        read_rows = ray.get(progress.board.rows_read.remote())
     rows = {name: sink.rows[name] for name in (SCORED, REJECTED)}
-    _check_complete(output)
-    return Totals(rows, round(sum(rows.values()) / elapsed_s, 1))
+    _check_complete(output, read_rows)
+    return Totals(sum(read_rows.values()), rows, round(sum(rows.values()) / elapsed_s, 1))
 
 
 def _actors(settings: ScoreSettings | EvaluateSettings) -> tuple[int, int]:
     """How many actors, and threads of each, fit the cluster."""
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     if settings.use_gpu:
+        gpus = sum(node.get("GPU", 0) for node in nodes)
         num_actors = settings.num_actors or max(1, int(gpus / settings.gpus_per_actor))
+        num_threads = 1
     else:
-        num_actors = settings.num_actors or max(1, cpus)
-    num_threads = 1 if settings.use_gpu else max(1, cpus // num_actors)
-    require(
-        f"{num_actors} model actors",
-        cpus=num_actors * num_threads,
-        gpus=num_actors * settings.gpus_per_actor if settings.use_gpu else 0,
-    )
+        num_actors = settings.num_actors or max(1, sum(cpus))
+        # Threads for the CPUs that fewer actors leave idle, as far as one node has them.
+        num_threads = max(1, min(sum(cpus) // num_actors, min(cpus, default=1)))
+    gpus_each = settings.gpus_per_actor if settings.use_gpu else 0
+    require(num_actors, "model actors", cpus=num_threads, gpus=gpus_each)
     return num_actors, num_threads
 
 
-def _check_complete(output: Folder) -> None:
-    """Hold what was written against the row numbers: in each file 0, 1, 2, … with none missing or twice.
+def _check_complete(output: Folder, read_rows: dict[str, int]) -> None:
+    """Hold what was written against what the readers counted: of each file 0, 1, … n - 1, none missing, none twice.
 
-    Takes the driver a byte a row: n rows whose numbers are all below n, and every number below n seen.
+    Takes the driver a byte a row: as many rows as were read, none numbered n or over, and every number below n seen.
     """
-    counts: Counter[str] = Counter()
-    for batch in _row_numbers(output, SOURCE_FILE):
-        counts.update({line["values"]: line["counts"] for line in pc.value_counts(batch[SOURCE_FILE]).to_pylist()})
-    seen = {path: np.zeros(count, dtype=bool) for path, count in counts.items()}
-    for batch in _row_numbers(output, SOURCE_FILE, SOURCE_ROW):
+    written: Counter[str] = Counter()
+    seen = {path: np.zeros(count, dtype=bool) for path, count in read_rows.items()}
+    for batch in _row_numbers(output):
         for path in pc.unique(batch[SOURCE_FILE]).to_pylist():
             rows = batch[SOURCE_ROW].filter(pc.equal(batch[SOURCE_FILE], path)).to_numpy(zero_copy_only=False)
-            seen[path][rows[rows < counts[path]]] = True
-    incomplete = [path for path, rows in seen.items() if not rows.all()]
-    if incomplete:
-        raise RuntimeError(f"{output.uri} doesn't hold each row of {', '.join(incomplete[:5])} once")
+            written[path] += len(rows)
+            if path in seen:
+                seen[path][rows[rows < read_rows[path]]] = True
+    wrong = sorted(written.keys() ^ {path for path, count in read_rows.items() if count})
+    wrong += [path for path, rows in seen.items() if written[path] != len(rows) or not rows.all()]
+    if wrong:
+        raise RuntimeError(f"{output.uri} doesn't hold each row of {', '.join(wrong[:5])} once")
 
 
-def _row_numbers(output: Folder, *columns: str) -> Iterator[pa.RecordBatch]:
-    """Columns of everything that was written, scored and rejected."""
+def _row_numbers(output: Folder) -> Iterator[pa.RecordBatch]:
+    """File and row number of everything that was written, scored and rejected."""
     for name in (SCORED, REJECTED):
         dataset = pyarrow.dataset.dataset(output.inner(name), filesystem=output.fs, format="parquet")
         if dataset.count_rows():  # An empty folder has no columns.
-            yield from dataset.to_batches(columns=list(columns))
+            yield from dataset.to_batches(columns=[SOURCE_FILE, SOURCE_ROW])

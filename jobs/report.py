@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +88,12 @@ it was trained on. Labels of Sentiment140 come from emoticons, not from people.
 """
 
 
+def some_of(lines: Sequence[str], most: int = 100) -> list[str]:
+    """The first lines and the number of the others: an archive may have tens of thousands of stray files."""
+    rest = len(lines) - most
+    return [*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+
+
 def manifest_head(plan: ReadPlan, settings: Section) -> dict[str, Any]:
     """What a manifest says beside the counts: inputs, settings, versions, time.
 
@@ -96,7 +103,7 @@ def manifest_head(plan: ReadPlan, settings: Section) -> dict[str, Any]:
     """
     return {
         "inputs": [{"path": file.path, "bytes": file.size_bytes} for file in plan.files],
-        "skipped": list(plan.skipped),
+        "skipped": some_of(plan.skipped),
         "renamed_columns": dict(plan.renamed),
         "settings": settings.model_dump(exclude={"output", "overwrite"}),
         "versions": {

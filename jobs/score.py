@@ -39,12 +39,12 @@ def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
         reserved=[field.name for field in SCORE_FIELDS],
     )
     output = Folder(settings.output)
-    output.check(overwrite=settings.overwrite)
+    output.check(overwrite=settings.overwrite, inputs=[settings.model, *settings.input])
     columns = [*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS]
     with ray_session(ray_settings):
         totals = score_archive(reads, settings, output, columns, settings.rows_per_file)
     result = {
-        "rows_in": sum(totals.rows.values()),
+        "rows_in": totals.rows_in,
         "rows_scored": totals.rows[SCORED],
         "rows_rejected": totals.rows[REJECTED],
         "rows_per_s": totals.rows_per_s,
@@ -53,6 +53,8 @@ def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
         "model_id": bundle.model_id,
     }
     output.write_json(MANIFEST, {**result, **manifest_head(reads, settings)})
+    counts = f"{result['rows_scored']:,} rows scored, {result['rows_rejected']:,} rejected, {totals.rows_per_s:,.0f}/s"
+    print(f"{counts}\n{output.uri}/{SCORED}\n{output.uri}/{REJECTED}", file=sys.stderr)
     return result
 
 

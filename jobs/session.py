@@ -113,21 +113,27 @@ def _quieten(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def require(what: str, *, cpus: float, gpus: float = 0) -> None:
+def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
     """Refuse work that the cluster can never start, instead of waiting for ever.
 
     Args:
-        what: Who asks, for the message.
-        cpus: CPUs needed at the same time.
-        gpus: GPUs needed at the same time.
+        count: Processes that run at the same time.
+        what: Their name, for the message.
+        cpus: CPUs of each; they must be on one node.
+        gpus: GPUs of each.
 
     Raises:
-        ResourceError: The cluster has fewer; names what was asked and what there is.
+        ResourceError: The nodes have room for fewer; names what was asked and what there is.
     """
-    total = ray.cluster_resources()
-    has_cpus, has_gpus = total.get("CPU", 0), total.get("GPU", 0)
-    if cpus > has_cpus or gpus > has_gpus:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = 0
+    for node in nodes:
+        by_cpu = node.get("CPU", 0) / cpus
+        room += int(min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu)
+    if room < count:
+        total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
         raise ResourceError(
-            f"{what} ask for {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {has_cpus:g} CPUs and {has_gpus:g} GPUs: "
+            f"{count} {what} ask for {count * cpus:g} CPUs and {count * gpus:g} GPUs ({cpus:g} and {gpus:g} each), the "
+            f"cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {room}: "
             "ask for fewer, or join a larger cluster with --address"
         )

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from jobs.cli import Job
 from sentiment.config import RaySettings, TrainSettings, describe
 from sentiment.errors import ConfigError
-from sentiment.recipes import Recipe, get_recipe
+from sentiment.recipes import BILSTM, RECIPES, Recipe, get_recipe
 
 
 def run(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def run(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, Any]:
     return train(settings, ray_settings, recipe)
 
 
-JOB = Job("train_lstm", __doc__, TrainSettings, run, overrides=Recipe)
+_ABOUT = f"{__doc__}\nRecipes:\n" + "\n".join(f"  {name:<10}{recipe.summary}" for name, recipe in RECIPES.items())
+JOB = Job("train_lstm", _ABOUT, TrainSettings, run, overrides=BILSTM)
 
 if __name__ == "__main__":
     sys.exit(JOB.main())

@@ -95,6 +95,6 @@ class Checkpoint:
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(
-                f"checkpoint {folder} can't be read ({reason}); remove it to go on from an earlier one"
+                f"checkpoint {folder} can't be read ({reason}); start anew with --overwrite instead of --resume"
             ) from error
         return cls(progress, weights, best_weights, optimizer)

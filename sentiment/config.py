@@ -10,10 +10,10 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from sentiment.errors import ConfigError
@@ -39,7 +39,7 @@ class RaySettings(Section):
     address: str | None = Field(None, description="cluster to join (also RAY_ADDRESS); none: an embedded Ray")
     num_cpus: int | None = Field(None, gt=0, description="logical CPUs of the embedded Ray; none: the machine's cores")
     num_gpus: int | None = Field(None, ge=0, description="logical GPUs of the embedded Ray; none: the machine's GPUs")
-    object_store_gib: float | None = Field(None, gt=0, description="shared memory of the embedded Ray, GiB")
+    object_store_gib: float | None = Field(None, ge=0.1, description="shared memory of the embedded Ray, GiB")
     dashboard: bool = Field(False, description="start the dashboard of the embedded Ray")
     verbose: bool = Field(False, description="show Ray's own log lines")
 
@@ -63,6 +63,12 @@ class PrepareSettings(Section):
     min_frequency: int = Field(2, gt=0, description="rarer words are <unk>, so that its vector is trained")
     rows_per_file: int = Field(100_000, gt=0, description="rows of a Parquet file, about")
     overwrite: bool = Field(False, description="replace what the output folder holds")
+
+    @model_validator(mode="after")
+    def _leave_rows_to_train_on(self) -> Self:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("--validation-share and --test-share leave no rows to train on")
+        return self
 
 
 class TrainSettings(Section):
@@ -127,8 +133,20 @@ class EvaluateSettings(Section):
     overwrite: bool = Field(False, description="replace what the output folder holds")
 
 
+class DemoSettings(Section):
+    """`jobs/demo.py`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_DEMO_")
+    section = "demo"
+
+    data: str | None = Field(None, description="labelled tweets; none: the embedded corpus")
+    output: str = Field("runs/demo", description="folder for everything; replaced by each run")
+    config: str | None = Field(None, description="configuration file; handed on to the jobs")
+
+
 SECTIONS: dict[str, type[Section]] = {
-    cls.section: cls for cls in (RaySettings, PrepareSettings, TrainSettings, ScoreSettings, EvaluateSettings)
+    cls.section: cls
+    for cls in (RaySettings, PrepareSettings, TrainSettings, ScoreSettings, EvaluateSettings, DemoSettings)
 }
 S = TypeVar("S", bound=Section)
 
@@ -165,7 +183,9 @@ def describe(error: ValidationError, section: str) -> str:
     problems = []
     for problem in error.errors(include_url=False)[:5]:
         flag = "--" + str(problem["loc"][0] if problem["loc"] else section).replace("_", "-")
-        if problem["type"] == "missing":
+        if not problem["loc"]:
+            problems.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "missing":
             problems.append(f"{flag} is required")
         else:
             problems.append(f"{flag}: {problem['msg']}, got {problem['input']!r}")

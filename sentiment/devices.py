@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "float32"]
+from sentiment.config import Precision
 
 
 def pick_device(use_gpu: bool | None = None) -> torch.device:

@@ -17,7 +17,8 @@ import torch
 
 from sentiment.batching import length_ordered, pad
 from sentiment.bundle import Bundle
-from sentiment.devices import Precision, autocast, pick_device, resolve_precision
+from sentiment.config import Precision
+from sentiment.devices import autocast, pick_device, resolve_precision
 from sentiment.errors import BundleError
 from sentiment.models import build_model
 from sentiment.schema import LABELS, NEGATIVE, POSITIVE

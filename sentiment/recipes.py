@@ -6,12 +6,11 @@ the same name, by `SENTIMENT_TRAIN_…` in the environment, or in `ray_config.ya
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sentiment.errors import ConfigError
+from sentiment.config import unknown
 from sentiment.shapes import RecurrentConfig
 
 
@@ -90,6 +89,4 @@ def get_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=3)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    raise ConfigError(f"unknown recipe {name!r}: {hint}There are: {', '.join(RECIPES)}")
+    raise unknown("recipe", name, RECIPES, "sentiment/recipes.py")

@@ -29,6 +29,9 @@ TEXT = "text"
 LABEL = "label"
 IDS = "ids"
 
+# What an evaluated row was labelled, 0 or 1.
+TRUE_LABEL = "true_label"
+
 # Added by scoring; its label is a word of `LABELS`.
 SCORE_LABEL = "label"
 SCORE = "score"
@@ -39,7 +42,7 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 SCORED = "scored"
 REJECTED = "rejected"
-# Written last in every output folder: counts, inputs, settings.
+# Written last by prepare and score: counts, inputs, settings.
 MANIFEST = "manifest.json"
 
 SOURCE_FIELDS = (

@@ -88,7 +88,7 @@ class Survey:
 
     def balance(self, duplicates: Int64Array) -> dict[str, dict[str, int]]:
         """Rows and labels of each split once duplicates are left out."""
-        keep = ~np.isin(self.row_ids, duplicates)
+        keep = ~is_member(self.row_ids, duplicates)
         result = {}
         for index, split in enumerate(SPLITS):
             labels = self.labels[keep & (self.split_of_row == index)]
@@ -147,9 +147,18 @@ def encode(table: pa.Table, tokenizer: str, duplicates: Int64Array) -> pa.Table:
         tokenizer: As JSON.
         duplicates: Row ids to leave out, ascending.
     """
-    table = table.filter(pa.array(~np.isin(table[ROW_ID].to_numpy(), duplicates)))
+    table = table.filter(pa.array(~is_member(table[ROW_ID].to_numpy(), duplicates)))
     ids = _tokenizer(tokenizer).encode([text or "" for text in table[TEXT].to_pylist()])
     return table.append_column(IDS, pa.array(ids, pa.list_(pa.int32())))
+
+
+def is_member(values: Int64Array, ascending: Int64Array) -> npt.NDArray[np.bool_]:
+    """Which values are in an ascending array; `np.isin` would sort that array again for each block."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=bool)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: npt.NDArray[np.bool_] = ascending[at] == values
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ import pyarrow.fs as pafs
 
 from sentiment.corpora.streams import is_uri, resolve
 from sentiment.errors import ConfigError, DataError
+
+# What jobs write into an output folder, at its top.
+_OURS = re.compile(
+    r"\..*\.tmp|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
+    r"|train|validation|test|scored|rejected|bundle|checkpoints|prepared|model|corpus\.csv|archive\.jsonl\.gz"
+)
 
 
 class Folder:
@@ -39,22 +47,33 @@ class Folder:
         """Path of a file inside the file system."""
         return posixpath.join(self.base, name)
 
-    def check(self, *, overwrite: bool) -> None:
+    def check(self, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
         """Refuse a folder that holds something, unless the user has given that up. Changes nothing.
 
         Args:
-            overwrite: It may hold something.
+            overwrite: It may hold what jobs write; anything else in it is never removed.
+            inputs: What the job reads: nothing of it may lie in the folder, nor the folder in one that is read.
 
         Raises:
-            ConfigError: It holds something and `overwrite` is off.
+            ConfigError: It holds something and `overwrite` is off, or something that no job wrote; or an input is
+                in it.
             DataError: It can't be looked into.
         """
+        for given in inputs:
+            path, wildcard = re.match(r"([^*?\[]*)(.*)", given, re.DOTALL).groups()  # type: ignore[union-attr]
+            read = f"{Folder(path).base.rstrip('/')}/"
+            # A glob's folder may hold the output: what the glob takes is known before anything is written.
+            if read.startswith(f"{self.base}/") or (not wildcard and f"{self.base}/".startswith(read)):
+                raise ConfigError(f"--output {self.uri} and the input {given} overlap; name another --output")
         try:
             found = self.fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
         except OSError as error:
             raise DataError(f"can't write to {self.uri}: {error}") from error
         if found and not overwrite:
             raise ConfigError(f"{self.uri} isn't empty: replace what it holds with --overwrite, or name another")
+        foreign = sorted(info.base_name for info in found if not _OURS.fullmatch(info.base_name))
+        if foreign:
+            raise ConfigError(f"{self.uri} holds {foreign[0]!r}, which no job wrote: it isn't replaced; name another")
 
     def claim(self, *, overwrite: bool) -> None:
         """Make the folder, empty it if it isn't: the last step before work begins, once nothing else can refuse it.

@@ -181,7 +181,7 @@ def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[F
         level = list(folders) if part == "**" else []
         for folder in folders:
             infos = _children(fs, folder.path, given, recursive=part == "**")
-            level += [info for info in infos if part == "**" or _matches(posixpath.basename(info.path), part)]
+            level += [info for info in infos if _matches_below(info.path, folder.path, part)]
     for info in level:
         path = _join(given[:cut], info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
         kind = classify(info.path)
@@ -191,6 +191,13 @@ def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[F
             skipped.append(f"{path}: unknown extension")
         elif info.type == pafs.FileType.File and kind is not None:
             yield _make(info, path, base if root else "", kind)
+
+
+def _matches_below(path: str, folder: str, pattern: str) -> bool:
+    """Match a path below a folder with one component; `**` takes all that no component of which is hidden."""
+    if pattern != "**":
+        return _matches(posixpath.basename(path), pattern)
+    return all(part[0] not in "._" for part in path[len(folder) :].split("/") if part)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+from sentiment.errors import DataError
 from sentiment.schema import NEGATIVE, POSITIVE
 
 # Sentiment140's own 2: not a mistake, so it is counted apart from what can't be understood.
@@ -13,6 +17,25 @@ _KNOWN = {
     **dict.fromkeys(("1", "1.0", "4", "4.0", "pos", "positive"), POSITIVE),
 }
 _NEUTRALS = frozenset({"2", "2.0", "neutral"})
+
+
+def refuse_scale(reasons: Mapping[str, int], rows: int) -> None:
+    """Refuse labels that are numbers of a scale, such as stars: their 1 would pass for positive.
+
+    Args:
+        reasons: Rejected rows by reason.
+        rows: Rows that have a label, these included.
+
+    Raises:
+        DataError: Numbers that are no label of ours are more than a third of all.
+    """
+    numbers = {reason: count for reason, count in reasons.items() if re.match(r"unknown label '-?\d", reason)}
+    if sum(numbers.values()) * 3 > rows:
+        seen = sorted({reason.split("'")[1] for reason in numbers})[:8]
+        raise DataError(
+            f"the label column looks like a scale (it also holds {', '.join(seen)}); accepted: {ACCEPTED}. Map it to 0 "
+            "and 1 first, or name another column with --label-column"
+        )
 
 
 def read_label(value: object, *, has_neutral: bool) -> tuple[int | None, str | None]:

@@ -189,5 +189,8 @@ def _text_column(path: str, wanted: str | None, head: Head) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """The columns a file has, unless they look like a row of data: a user's text has no place in a message."""
+    if any(len(name) > 40 or len(name.split()) > 3 or name.strip().isdigit() for name in names):
+        return f"{len(names)} columns whose names look like a row of data (no header row?)"
     shown = ", ".join(repr(name[:40]) for name in names[:20])
     return (shown or "none that could be read") + (f" and {len(names) - 20} more" if len(names) > 20 else "")

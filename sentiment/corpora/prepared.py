@@ -80,7 +80,11 @@ class PreparedData:
         schema = pa.schema([PREPARED_SCHEMA.field(name) for name in ("row_id", LABEL, IDS)])
         # An object store has no empty folders: a split without rows may not be there at all.
         shards = pafs.FileSelector(self._folder.inner(split), allow_not_found=True)
-        files = [info.path for info in self._folder.fs.get_file_info(shards) if info.extension == "parquet"]
+        files = [
+            info.path
+            for info in self._folder.fs.get_file_info(shards)
+            if info.extension == "parquet" and info.base_name[0] != "."
+        ]
         dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
         table = dataset.to_table()
         if not table.num_rows:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from sentiment.corpora.files import ROWS_PER_TABLE, read_file, read_reviews
 from sentiment.corpora.planning import ReadPlan, SourceFile
+from sentiment.schema import SOURCE_FILE
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -32,10 +35,12 @@ class ArchiveDatasource(Datasource):
 
     Args:
         plan: What to read.
+        board: An actor whose `add_read` is told how many rows each file had; None for nobody.
     """
 
-    def __init__(self, plan: ReadPlan) -> None:
+    def __init__(self, plan: ReadPlan, board: Any = None) -> None:
         super().__init__()
+        self._board = board
         self._groups = group_files(plan)
         # A task carries its own files only: a plan of 50,000 reviews pickled into each would be hundreds of MB.
         self._shared = dataclasses.replace(plan, files=(), skipped=())
@@ -50,7 +55,7 @@ class ArchiveDatasource(Datasource):
         """Make one task for each group of files; a text file can't be entered in the middle."""
         return [
             ReadTask(
-                functools.partial(_read_group, group, self._shared),
+                functools.partial(_read_group, group, self._shared, self._board),
                 BlockMetadata(None, None, None, tuple(source.path for source in group[:16])),
                 schema=self._shared.schema,
                 per_task_row_limit=per_task_row_limit,
@@ -74,31 +79,40 @@ def group_files(plan: ReadPlan) -> list[tuple[SourceFile, ...]]:
     return [*alone, *chunks]
 
 
-def _read_group(group: tuple[SourceFile, ...], plan: ReadPlan) -> Iterator[pa.Table]:
-    if group[0].form == "imdb":
-        yield from read_reviews(group, plan)
-        return
-    some = False
-    for source in group:
-        for table in read_file(source, plan, ROWS_PER_TABLE):
-            some = True
-            yield table
-    if not some:
+def _read_group(group: tuple[SourceFile, ...], plan: ReadPlan, board: Any) -> Iterator[pa.Table]:
+    rows = dict.fromkeys((source.path for source in group), 0)
+    for table in _tables(group, plan):
+        for counted in pc.value_counts(table[SOURCE_FILE]).to_pylist():
+            rows[counted["values"]] += counted["counts"]
+        yield table
+    if board is not None:
+        # Waited for: the count must be there before the last block can be written.
+        ray.get(board.add_read.remote(rows))
+    if not any(rows.values()):
         yield plan.schema.empty_table()  # Ray would make a block without columns.
 
 
-def read(plan: ReadPlan, *, num_cpus: float = 1.0) -> ray.data.Dataset:
+def _tables(group: tuple[SourceFile, ...], plan: ReadPlan) -> Iterator[pa.Table]:
+    if group[0].form == "imdb":
+        yield from read_reviews(group, plan)
+        return
+    for source in group:
+        yield from read_file(source, plan, ROWS_PER_TABLE)
+
+
+def read(plan: ReadPlan, *, num_cpus: float = 1.0, board: Any = None) -> ray.data.Dataset:
     """Read a plan with Ray Data.
 
     Args:
         plan: What to read.
         num_cpus: CPUs each read task reserves; a fraction lets reads run beside workers that hold the CPUs.
+        board: An actor whose `add_read` is told how many rows each file had; None for nobody.
 
     Returns:
         A lazy dataset of rows in `plan.schema`, in blocks of at most about BLOCK_BYTES. Its own context is set so, and
         operators chained to it inherit that; the process-wide context isn't touched.
     """
-    source = ArchiveDatasource(plan)
+    source = ArchiveDatasource(plan, board)
     groups = len(group_files(plan))
     # Without this Ray splits each block again, to reach 200 blocks however few files there are.
     # And max_calls=0, Ray's default said aloud, keeps it from fusing the read into the operator behind it: fused, one

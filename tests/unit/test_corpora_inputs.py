@@ -228,3 +228,18 @@ def test_real_files_come_out_whole() -> None:
         assert out[RAW_LABEL].null_count == 0
     tweets = table(plan([str(DATA / "tweets")]))
     assert tweets.num_rows == tweets["reason"].null_count == 8_156 + 892
+
+
+def test_a_row_of_data_taken_for_a_header_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "bare.csv").write_text("I am a private person and this is my diary,0\nanother,1\n")
+    with pytest.raises(DataError, match="no header row") as refused:
+        plan([str(tmp_path / "bare.csv")])
+    assert "private" not in str(refused.value)
+
+
+def test_hidden_files_are_passed_over_by_every_glob(tmp_path: Path) -> None:
+    for name in (".hidden/a.csv", "_state/b.csv", "deep/_c.csv", "deep/d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\nhello\n")
+    for pattern in ("**", "**/*.csv"):
+        assert [Path(file.path).name for file in plan([f"{tmp_path}/{pattern}"]).files] == ["d.csv"]

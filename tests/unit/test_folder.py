@@ -47,7 +47,7 @@ def test_a_folder_with_something_in_it_is_refused(folder: Folder) -> None:
 
 def test_overwrite_empties_the_folder_and_only_that(folder: Folder) -> None:
     folder.claim(overwrite=False)
-    folder.write_text("old.txt", "old")
+    folder.write_text("manifest.json", "old")
     folder.fs.create_dir(folder.inner("train"))
     with folder.fs.open_output_stream(folder.inner("train/part.parquet")) as stream:
         stream.write(b"old")
@@ -57,6 +57,39 @@ def test_overwrite_empties_the_folder_and_only_that(folder: Folder) -> None:
     folder.claim(overwrite=True)
     assert names(folder) == []
     assert names(beside) == ["keep.txt"]
+
+
+def test_what_no_job_wrote_is_never_removed(folder: Folder) -> None:
+    folder.claim(overwrite=False)
+    folder.write_text("manifest.json", "ours")
+    folder.write_text("precious.txt", "mine")
+    with pytest.raises(ConfigError, match=r"'precious\.txt', which no job wrote"):
+        folder.claim(overwrite=True)
+    assert names(folder) == ["manifest.json", "precious.txt"]
+
+
+@pytest.mark.parametrize(
+    ("output", "given", "refused"),
+    [
+        ("out", "out/tweets.csv", True),
+        ("out", "out", True),
+        ("out/deep", "out", True),
+        (".", "tweets.csv", True),
+        ("out/scored", "out/*.jsonl", False),
+        ("out", "out/*.jsonl", True),
+        ("outer", "out/tweets.csv", False),
+        ("out", "tweets.csv", False),
+    ],
+)
+def test_an_input_is_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, given: str, refused: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not refused:
+        Folder(output).check(overwrite=True, inputs=[given])
+        return
+    with pytest.raises(ConfigError, match="overlap"):
+        Folder(output).check(overwrite=True, inputs=[given])
 
 
 def test_files_are_written_and_replaced(folder: Folder) -> None:

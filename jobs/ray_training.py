@@ -133,6 +133,8 @@ def _check_output(output: Path, settings: TrainSettings, run: dict[str, Any]) ->
                 f"--resume: {output} was made with another {' and '.join(differing)}; use those again, or start "
                 "anew with --overwrite instead of --resume"
             )
+    elif (output / IDENTITY).exists() and not settings.overwrite:
+        raise ConfigError(f"{output} holds a run: go on with --resume, replace it with --overwrite, or name another")
     else:
         Folder(str(output)).check(overwrite=settings.overwrite, inputs=[settings.data])
 

@@ -13,7 +13,6 @@ import pytest
 from job_runs import MORE, TWEETS, Corpus, Prepared, Trained, call_job, read_rows, refusal
 
 from jobs import evaluate
-from sentiment.corpora.columns import RAW_LABEL
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -65,7 +64,7 @@ def test_figures_are_trainings_own(evaluated: Evaluated, trained: Trained) -> No
 
 def test_figures_follow_from_the_scored_rows(evaluated: Evaluated) -> None:
     rows = read_rows(evaluated.output / "scored")
-    truth = rows[RAW_LABEL].to_numpy().astype(bool)
+    truth = rows["true_label"].to_numpy().astype(bool)
     p_positive = rows["p_positive"].to_numpy().astype(np.float64)
     says = p_positive >= 0.5
     cells = [[int((~truth & ~says).sum()), int((~truth & says).sum())]]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip's own progress is shown only where somebody watches.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test test-unit lint format clean
+.PHONY: help setup demo test test-unit lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,9 @@ lint: $(VENV)/development  ## ruff and mypy --strict
 format: $(VENV)/development  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/runtime  ## measure the main job into docs/results; DATA="a.csv b.parquet" ARCHIVE="tweets.jsonl"
+	$(BIN)/python benchmarks/main_job.py $(if $(DATA),--data $(DATA)) $(if $(ARCHIVE),--archive $(ARCHIVE))
 
 clean:  ## remove the environment, runs and caches
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache *.egg-info

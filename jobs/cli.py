@@ -139,4 +139,4 @@ def _note(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
     default = getattr(defaults, name) if defaults is not None else field.default
     if default is PydanticUndefined:
         return " (required)"
-    return "" if default in (None, False, []) else f" (default: {default})"
+    return "" if default is None or default is False or default == [] else f" (default: {default})"

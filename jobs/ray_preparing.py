@@ -11,14 +11,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import platform
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from jobs.report import some_of
+from jobs.report import manifest_head, some_of
 from jobs.session import ray_session
 from sentiment.config import PrepareSettings, RaySettings
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
@@ -100,20 +97,16 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
         "rejected": survey.reasons.total() - survey.reasons[NEUTRAL],
     }
     _check(counts, sink, output)
-    output.write_json(
-        MANIFEST,
-        {
-            "counts": counts,
-            "splits": splits,
-            "rejected_by_reason": _by_kind(survey.reasons),
-            "vocabulary": tokenizer.vocabulary_size,
-            "inputs": inputs,
-            "skipped": some_of([line for each in (main, official) if each for line in each.skipped]),
-            "settings": settings.model_dump(exclude={"output", "overwrite"}),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in ("ray", "pyarrow")}},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
+    manifest = {
+        "counts": counts,
+        "splits": splits,
+        "rejected_by_reason": _by_kind(survey.reasons),
+        "vocabulary": tokenizer.vocabulary_size,
+        **manifest_head(main, settings),
+        "inputs": inputs,
+        "skipped": some_of([line for each in (main, official) if each for line in each.skipped]),
+    }
+    output.write_json(MANIFEST, manifest)
     _say(", ".join(f"{split} {counts[split]:,}" for split in SPLITS) + f", rejected {counts['rejected']:,}")
     return {**counts, "output": output.uri, "duration_s": round(time.monotonic() - started, 1)}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_VERSIONS = ("python", "torch", "ray", "pyarrow", "tokenizers")
+_PACKAGES = ("torch", "ray", "pyarrow", "tokenizers")
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -82,12 +82,13 @@ def _machine() -> dict[str, Any]:
         "processor": models[0] if models else platform.processor(),
         "cores": len(models) or None,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "ray", "pyarrow", "tokenizers")},
+        **{name: version(name) for name in _PACKAGES},
     }
 
 
 def _page(result: dict[str, Any]) -> str:
     machine = result["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *_PACKAGES))
     rows = [
         f"| {run['corpus']} | {run['counts']['train']:,} | {run['counts']['test']:,} | {run['test_accuracy']:.2%} | "
         f"{run['trained']['rows_per_s']:,} | {run['rows_per_s']:,.0f} | {run['duration_s']:.0f} |"
@@ -102,7 +103,7 @@ def _page(result: dict[str, Any]) -> str:
     ]
     return f"""# The main job, measured
 
-{machine["cores"]} cores of {machine["processor"]}; {", ".join(f"{name} {machine[name]}" for name in _VERSIONS)};
+{machine["cores"]} cores of {machine["processor"]}; {versions};
 {result["created"]}. Written by `python benchmarks/main_job.py --data … --archive …`; raw
 numbers in [main_job.json](main_job.json).
 

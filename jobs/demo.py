@@ -36,8 +36,9 @@ def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     started = time.monotonic()
     if settings.data is not None and not Path(settings.data).exists():
         raise DataError(f"no file or folder at {settings.data}")
-    Folder(settings.output).check(overwrite=True, inputs=[settings.data] if settings.data else [])
-    Folder(settings.output).claim(overwrite=True)
+    folder = Folder(settings.output)
+    folder.check(overwrite=True, inputs=[settings.data] if settings.data else [])
+    folder.claim(overwrite=True)
     output = Path(settings.output)
     if not (ray_settings.address or ray_settings.num_cpus or os.environ.get("RAY_ADDRESS")):
         # Two workers also on a single core: slower, but the same.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from jobs.progress import Progress
-from jobs.session import require
+from jobs.session import node_resources, require
 from sentiment.config import EvaluateSettings, ScoreSettings
 from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
 from sentiment.corpora.folder import Folder
@@ -173,7 +172,7 @@ def score_archive(
 
 def _actors(settings: ScoreSettings | EvaluateSettings) -> tuple[int, int]:
     """How many actors, and threads of each, fit the cluster."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     if settings.use_gpu:
         gpus = sum(node.get("GPU", 0) for node in nodes)
@@ -193,18 +192,25 @@ def _check_complete(output: Folder, read_rows: dict[str, int]) -> None:
 
     Takes the driver a byte a row: as many rows as were read, none numbered n or over, and every number below n seen.
     """
-    written: Counter[str] = Counter()
-    seen = {path: np.zeros(count, dtype=bool) for path, count in read_rows.items()}
+    paths, counts = list(read_rows), np.array(list(read_rows.values()), dtype=np.int64)
+    ends = np.cumsum(counts)
+    # All files' rows side by side: an archive of many small files costs no more than one large one.
+    seen = np.zeros(counts.sum(), dtype=bool)
+    written = np.zeros(len(paths), dtype=np.int64)
+    foreign: set[str] = set()
     for batch in _row_numbers(output):
-        for path in pc.unique(batch[SOURCE_FILE]).to_pylist():
-            rows = batch[SOURCE_ROW].filter(pc.equal(batch[SOURCE_FILE], path)).to_numpy(zero_copy_only=False)
-            written[path] += len(rows)
-            if path in seen:
-                seen[path][rows[rows < read_rows[path]]] = True
-    wrong = sorted(written.keys() ^ {path for path, count in read_rows.items() if count})
-    wrong += [path for path, rows in seen.items() if written[path] != len(rows) or not rows.all()]
-    if wrong:
-        raise RuntimeError(f"{output.uri} doesn't hold each row of {', '.join(wrong[:5])} once")
+        files = pc.index_in(batch[SOURCE_FILE], pa.array(paths, pa.string()))
+        foreign.update(pc.unique(batch[SOURCE_FILE].filter(files.is_null())).to_pylist())
+        at = files.drop_null().to_numpy(zero_copy_only=False)
+        rows = batch[SOURCE_ROW].filter(files.is_valid()).to_numpy(zero_copy_only=False)
+        written += np.bincount(at, minlength=len(paths))
+        at, rows = at[rows < counts[at]], rows[rows < counts[at]]
+        seen[ends[at] - counts[at] + rows] = True
+    unseen = np.searchsorted(ends, np.flatnonzero(~seen), side="right")
+    wrong = np.union1d(np.flatnonzero(written != counts), unseen)
+    if foreign or len(wrong):
+        names = [*sorted(foreign), *(paths[file] for file in wrong)]
+        raise RuntimeError(f"{output.uri} doesn't hold each row of {', '.join(names[:5])} once")
 
 
 def _row_numbers(output: Folder) -> Iterator[pa.RecordBatch]:

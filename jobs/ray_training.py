@@ -74,7 +74,7 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
         with Progress("train", "steps") as progress:
             result = _fit(Work(settings, recipe, progress.board), output)
     result["duration_s"] = round(time.monotonic() - started, 1)
-    (output / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    Folder(str(output)).write_json("metrics.json", result)
     history = result.pop("history")
     plot_curve(history, output / "curve.png", title=recipe.name)
     test = "–" if result["test_accuracy"] is None else f"{result['test_accuracy']:.2%}"

@@ -113,6 +113,11 @@ def _quieten(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What each live node has: CPU, GPU, …"""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
     """Refuse work that the cluster can never start, instead of waiting for ever.
 
@@ -125,7 +130,7 @@ def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
     Raises:
         ResourceError: The nodes have room for fewer; names what was asked and what there is.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     room = 0
     for node in nodes:
         by_cpu = node.get("CPU", 0) / cpus

@@ -30,7 +30,7 @@ def run(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, Any]:
     try:
         recipe = Recipe.model_validate({**recipe.model_dump(), **settings.overrides})
     except ValidationError as error:
-        raise ConfigError(describe(error, "recipe")) from error
+        raise ConfigError(describe(error)) from error
     return train(settings, ray_settings, recipe)
 
 

@@ -181,7 +181,7 @@ def _hooks(work: Work, output: Path, rank: int) -> Hooks:
 
     def on_step(epoch: int, step: int, steps: int) -> None:
         nonlocal shown_at
-        if rank == 0 and time.monotonic() - shown_at > 0.5:
+        if rank == 0 and time.monotonic() - shown_at > _SHOW_EVERY_S:
             shown_at = time.monotonic()
             work.board.show.remote(f"epoch {epoch + 1}/{epochs}", step, steps)
 

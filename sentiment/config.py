@@ -175,17 +175,18 @@ def load(section: type[S], flags: Mapping[str, Any], file: str | None = None, ov
         # model_validate reads no sources of its own: the order above is the whole truth.
         return section.model_validate({**values, **({"overrides": overrides} if extra else {})})
     except ValidationError as error:
-        raise ConfigError(describe(error, section.section)) from error
+        raise ConfigError(describe(error)) from error
 
 
-def describe(error: ValidationError, section: str) -> str:
+def describe(error: ValidationError) -> str:
     """Say what is wrong with the first few settings, as flags."""
     problems = []
     for problem in error.errors(include_url=False)[:5]:
-        flag = "--" + str(problem["loc"][0] if problem["loc"] else section).replace("_", "-")
         if not problem["loc"]:
             problems.append(problem["msg"].removeprefix("Value error, "))
-        elif problem["type"] == "missing":
+            continue
+        flag = "--" + str(problem["loc"][0]).replace("_", "-")
+        if problem["type"] == "missing":
             problems.append(f"{flag} is required")
         else:
             problems.append(f"{flag}: {problem['msg']}, got {problem['input']!r}")

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from jobs.report import machine, machine_line
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "ray", "pyarrow", "tokenizers")
@@ -35,7 +35,7 @@ def main() -> None:
     if args.archive:
         last = args.output / (args.data[-1].name.split(".")[0] if args.data else "embedded")
         runs.append(_score(args.archive, str(last / "model" / "bundle"), args.output))
-    result = {"machine": _machine(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "runs": runs}
+    result = {"machine": machine(*_PACKAGES), "created": datetime.now(UTC).isoformat(timespec="seconds"), "runs": runs}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "main_job.json").write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "main_job.md").write_text(_page(result))
@@ -75,20 +75,8 @@ def _job(name: str, flags: list[str]) -> dict[str, Any]:
     return result
 
 
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": len(models) or None,
-        "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
-    }
-
-
 def _page(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *_PACKAGES))
+    recipe = result["runs"][0]["trained"]["recipe"]
     rows = [
         f"| {run['corpus']} | {run['counts']['train']:,} | {run['counts']['test']:,} | {run['test_accuracy']:.2%} | "
         f"{run['trained']['rows_per_s']:,} | {run['rows_per_s']:,.0f} | {run['duration_s']:.0f} |"
@@ -103,11 +91,11 @@ def _page(result: dict[str, Any]) -> str:
     ]
     return f"""# The main job, measured
 
-{machine["cores"]} cores of {machine["processor"]}; {versions};
+{machine_line(result["machine"])};
 {result["created"]}. Written by `python benchmarks/main_job.py --data … --archive …`; raw
 numbers in [main_job.json](main_job.json).
 
-Recipe `bilstm`, two Ray Train workers, seed 1. Training rows/s counts training steps alone; scoring tweets/s counts
+Recipe `{recipe}`, two Ray Train workers, seed 1. Training rows/s counts training steps alone; scoring tweets/s counts
 from the first batch to the last file written; the time is that of the whole job, Ray's start included.
 
 | corpus | train rows | test rows | test accuracy | training rows/s | scoring tweets/s | time, s |

@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from sentiment.config import RaySettings, Section, fields_of, load, unknown
 from sentiment.errors import ConfigError, SentimentError
+from sentiment.recipe import Recipe
 
 S = TypeVar("S", bound=Section)
 
@@ -34,14 +35,14 @@ class Job(Generic[S]):
         about: What it does and an example; the text of `--help`.
         settings: Its section of `ray_config.yaml`.
         run: Does the work; its result is printed as JSON.
-        overrides: A model whose fields are flags too: the default recipe.
+        overrides: Kinds of recipes; their settings are flags too.
     """
 
     name: str
     about: str
     settings: type[S]
     run: Callable[[S, RaySettings], dict[str, Any]]
-    overrides: BaseModel | None = None
+    overrides: Sequence[type[Recipe]] = ()
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Parse, run, report; returns the exit code."""
@@ -76,10 +77,12 @@ class Job(Generic[S]):
         names = fields_of(self.settings, ["overrides", "config"])
         _add_flags(own, self.settings, names)
         override_names: list[str] = []
-        if self.overrides is not None:
-            override_names = fields_of(type(self.overrides), ["name", "summary", *names])
-            title = "fields of the recipe, with the values of the default one"
-            _add_flags(parser.add_argument_group(title), type(self.overrides), override_names, self.overrides)
+        if self.overrides:
+            group = parser.add_argument_group("settings of the recipe (without the flag: the recipe's own)")
+        for kind in self.overrides:
+            fresh = fields_of(kind, [*kind.WORDS, *names, *override_names])
+            _add_flags(group, kind, fresh, with_default=False)
+            override_names += fresh
         _add_flags(parser.add_argument_group("Ray (section ray)"), RaySettings, fields_of(RaySettings))
         parser.add_argument("--config", metavar="FILE", help="configuration file (default: ray_config.yaml if there)")
         given, rest = parser.parse_known_args(list(argv))
@@ -105,18 +108,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_flags(
-    group: argparse._ArgumentGroup, model: type[BaseModel], names: Sequence[str], defaults: BaseModel | None = None
+    group: argparse._ArgumentGroup, model: type[BaseModel], names: Sequence[str], *, with_default: bool = True
 ) -> None:
     """One flag for each field; values stay strings, the model checks and converts them."""
     for name in names:
         field = model.model_fields[name]
         flag = "--" + name.replace("_", "-")
-        help_text = (field.description or "").replace("%", "%%") + _note(field, defaults, name)
+        help_text = (field.description or "").replace("%", "%%") + (_note(field) if with_default else "")
         kind = _inner_type(field.annotation)
         if kind is bool:
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
-        elif typing.get_origin(kind) is list:
-            group.add_argument(flag, dest=name, nargs="+", action="extend", metavar="PATH", help=help_text)
+        elif typing.get_origin(kind) in (list, tuple):
+            metavar = _metavar(typing.get_args(kind)[0])
+            group.add_argument(flag, dest=name, nargs="+", action="extend", metavar=metavar, help=help_text)
         else:
             group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text)
 
@@ -134,9 +138,9 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X"}.get(kind, "VALUE")
 
 
-def _note(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
+def _note(field: FieldInfo) -> str:
     """What stands behind a flag's description: required, or the default."""
-    default = getattr(defaults, name) if defaults is not None else field.default
+    default = field.default
     if default is PydanticUndefined:
         return " (required)"
     return "" if default is None or default is False or default == [] else f" (default: {default})"

@@ -24,18 +24,19 @@ from jobs.progress import Progress
 from jobs.report import plot_curve
 from jobs.session import ray_session, require
 from jobs.train_worker import Work, train_worker
+from jobs.training_run import Run, load_pretrained
 from sentiment.config import RaySettings, TrainSettings
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.prepared import PreparedData
 from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError, DataError
-from sentiment.recipes import Recipe
+from sentiment.recipe import WordRecipe
 from sentiment.schema import TRAIN, VALIDATION
 
 CHECKPOINTS, IDENTITY = "checkpoints", "run.json"
 
 
-def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) -> dict[str, Any]:
+def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe) -> dict[str, Any]:
     """Train a recipe on Ray and report.
 
     Args:
@@ -60,9 +61,13 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
     if is_uri(settings.output):
         raise ConfigError(f"--output {settings.output}: training writes to a local or shared folder, not to a URI")
     output = Path(settings.output).absolute()
-    run = {"data": prepared.digest, "recipe": recipe.model_dump(), "seed": settings.seed}
-    _check_output(output, settings, run)
     started = time.monotonic()
+    pretrained = load_pretrained(recipe, prepared, settings.seed)
+    run = Run(recipe, settings.data, settings.seed, settings.precision, settings.checkpoint_steps, pretrained)
+    identity = run.identity
+    _check_output(output, settings, identity)
+    if pretrained:
+        print(pretrained.line, file=sys.stderr, flush=True)
     with ray_session(ray_settings):
         require(
             settings.num_workers,
@@ -70,9 +75,10 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
             cpus=settings.cpus_per_worker,
             gpus=1 if settings.use_gpu else 0,
         )
-        _claim_output(output, settings, run)
+        _claim_output(output, settings, identity)
         with Progress("train", "steps") as progress:
-            result = _fit(Work(settings, recipe, progress.board), output)
+            work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
+            result = _fit(work, settings, output)
     result["duration_s"] = round(time.monotonic() - started, 1)
     Folder(str(output)).write_json("metrics.json", result)
     history = result.pop("history")
@@ -86,8 +92,7 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: Recipe) ->
     return {**result, "curve": str(output / "curve.png"), "output": str(output)}
 
 
-def _fit(work: Work, output: Path) -> dict[str, Any]:
-    settings = work.settings
+def _fit(work: Work, settings: TrainSettings, output: Path) -> dict[str, Any]:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"work": work, "output": str(output)},
@@ -114,20 +119,20 @@ def _fit(work: Work, output: Path) -> dict[str, Any]:
     return result
 
 
-def _check_output(output: Path, settings: TrainSettings, run: dict[str, Any]) -> None:
+def _check_output(output: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:
     """Refuse an output folder that holds another run. Changes nothing.
 
     Args:
         output: The folder.
         settings: Whether to resume or overwrite.
-        run: What decides the result. Workers may differ: the same global batch gives the same losses.
+        identity: What decides the result. Workers may differ: the same global batch gives the same losses.
     """
     if _is_resumed(output, settings):
         try:
             before = json.loads((output / IDENTITY).read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{output / IDENTITY} can't be read: start anew with --overwrite") from error
-        differing = [key for key in run if before.get(key) != run[key]]
+        differing = [key for key in identity if before.get(key) != identity[key]]
         if differing:
             raise ConfigError(
                 f"--resume: {output} was made with another {' and '.join(differing)}; use those again, or start "
@@ -139,13 +144,13 @@ def _check_output(output: Path, settings: TrainSettings, run: dict[str, Any]) ->
         Folder(str(output)).check(overwrite=settings.overwrite, inputs=[settings.data])
 
 
-def _claim_output(output: Path, settings: TrainSettings, run: dict[str, Any]) -> None:
+def _claim_output(output: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:
     """Make the folder ours, once nothing else can refuse the run: empty it unless the run goes on there."""
     if _is_resumed(output, settings):
         return
     folder = Folder(str(output))
     folder.claim(overwrite=settings.overwrite)
-    folder.write_json(IDENTITY, run)
+    folder.write_json(IDENTITY, identity)
 
 
 def _is_resumed(output: Path, settings: TrainSettings) -> bool:

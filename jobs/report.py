@@ -11,7 +11,7 @@ from typing import Any
 
 from sentiment.config import Section
 from sentiment.corpora.planning import ReadPlan
-from sentiment.recipes import Recipe
+from sentiment.recipe import Recipe
 
 
 def plot_curve(history: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -86,6 +86,29 @@ Predictor.load("path/to/this/folder").predict(["I love this"])
 Limits: it reads the first {recipe.max_length} tokens, knows two labels (no neutral), and has seen only texts like those
 it was trained on. Labels of Sentiment140 come from emoticons, not from people.
 """
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What a measured number was measured on.
+
+    Args:
+        packages: Whose versions matter.
+    """
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(models) or None,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def machine_line(description: dict[str, Any]) -> str:
+    """A `machine` in words."""
+    versions = [f"{name} {found}" for name, found in description.items() if name not in ("processor", "cores", "gpu")]
+    gpu = f", {description['gpu']}" if description.get("gpu") else ""
+    return f"{description['cores']} cores of {description['processor']}{gpu}; {', '.join(versions)}"
 
 
 def some_of(lines: Sequence[str], most: int = 100) -> list[str]:

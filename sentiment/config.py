@@ -79,7 +79,7 @@ class TrainSettings(Section):
 
     data: str = Field(description="folder that jobs/prepare.py wrote")
     output: str = Field(description="folder for checkpoints, curve, metrics and the bundle")
-    recipe: str = Field("bilstm", description="named recipe of sentiment/recipes.py")
+    recipe: str = Field("tweets", description="named recipe of sentiment/recipes.py")
     num_workers: int = Field(2, gt=0, description="Ray Train workers, data-parallel")
     use_gpu: bool = Field(False, description="one GPU for each worker")
     cpus_per_worker: int = Field(1, gt=0, description="CPUs, and torch threads, of a worker")
@@ -133,6 +133,27 @@ class EvaluateSettings(Section):
     overwrite: bool = Field(False, description="replace what the output folder holds")
 
 
+class ReproduceSettings(Section):
+    """`jobs/reproduce.py`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_REPRODUCE_")
+    section = "reproduce"
+
+    imdb: str | None = Field(None, description="IMDB, as jobs/prepare.py wrote it")
+    sentiment140: str | None = Field(None, description="Sentiment140, as jobs/prepare.py wrote it")
+    recipes: list[str] = Field([], description="recipes to run; none: all")
+    seeds: list[int] = Field([1, 2, 3], min_length=1, description="a run for each")
+    datasets: Literal["own", "all"] = Field("own", description="data that a recipe is meant for, or all that is given")
+    vectors: str | None = Field(None, description="file or name of vectors to use where a recipe asks for some")
+    max_lengths: list[int] = Field([128, 256, 1024], description="other maximum lengths to measure on long texts")
+    baseline: bool = Field(True, description="also TF-IDF with logistic regression (needs the extra `baseline`)")
+    output: str = Field("runs/reproduction", description="folder for the runs; those that are there aren't run again")
+    report: str = Field("docs/results", description="folder for reproduction.md and reproduction.json")
+    cpus_per_run: int = Field(1, gt=0, description="CPUs, and torch threads, of a run")
+    gpus_per_run: float = Field(0.0, ge=0, description="GPU share of a run; 0.25 puts four on one")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+
+
 class DemoSettings(Section):
     """`jobs/demo.py`."""
 
@@ -146,7 +167,10 @@ class DemoSettings(Section):
 
 SECTIONS: dict[str, type[Section]] = {
     cls.section: cls
-    for cls in (RaySettings, PrepareSettings, TrainSettings, ScoreSettings, EvaluateSettings, DemoSettings)
+    for cls in (
+        *(RaySettings, PrepareSettings, TrainSettings, ScoreSettings, EvaluateSettings),
+        *(ReproduceSettings, DemoSettings),
+    )
 }
 S = TypeVar("S", bound=Section)
 

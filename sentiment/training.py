@@ -42,14 +42,15 @@ class Optimisation:
 
     Attributes:
         epochs: Passes over the training rows.
-        learning_rate: Adam's; the peak where a schedule is on.
+        learning_rate: The optimiser's; the peak where a schedule is on.
         schedule: "constant", or "one-cycle": linear warm-up over the first `warmup_share` of all steps, then cosine
             decay to a hundredth (after Smith & Topin 2018).
         warmup_share: Share of all steps.
-        weight_decay: Decoupled (AdamW, Loshchilov & Hutter 2019).
-        clip_norm: Gradients are scaled down to this 2-norm.
+        weight_decay: Decoupled (AdamW, Loshchilov & Hutter 2019); SGD takes none.
+        clip_norm: Gradients are scaled down to this 2-norm; 0 leaves them as they are.
         seed: Everything random follows from it.
         checkpoint_steps: A checkpoint every so many steps beside the one after each epoch; 0 for none.
+        optimizer: "adamw" (without weight decay it is Adam), or "sgd", plain.
     """
 
     epochs: int
@@ -60,6 +61,7 @@ class Optimisation:
     clip_norm: float
     seed: int
     checkpoint_steps: int = 0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,7 @@ class _Run:
             DistributedDataParallel(self.model, gradient_as_bucket_view=True) if self.world_size > 1 else self.model
         )
         self.trainable = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trainable, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
-        )
+        self.optimizer = _optimizer(self.trainable, self.settings)
         if self.resume is not None:
             self.optimizer.load_state_dict(self.resume.optimizer)
 
@@ -248,7 +248,8 @@ class _Run:
         loss = (losses_B * batch.weights_B).sum() * self.world_size / batch.num_global
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trainable, self.settings.clip_norm)
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.trainable, self.settings.clip_norm)
         self.optimizer.step()
         counts.add(logits_B.detach(), batch.labels_B, losses_B, batch.weights_B)
 
@@ -256,6 +257,12 @@ class _Run:
         """Copy the state to the CPU."""
         weights = {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
         return Checkpoint(self.progress, weights, self.best_weights, self.optimizer.state_dict())
+
+
+def _optimizer(weights: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=settings.learning_rate, fused=True)
+    return torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _mix(*numbers: int) -> int:

@@ -22,7 +22,7 @@ from sentiment.batching import Examples
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.streams import is_uri
 from sentiment.errors import DataError
-from sentiment.schema import IDS, LABEL, MANIFEST, PREPARED_SCHEMA
+from sentiment.schema import IDS, LABEL, MANIFEST, PREPARED_SCHEMA, ROW_ID, TEXT
 from sentiment.tokenizers import WordTokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -77,20 +77,9 @@ class PreparedData:
         Args:
             split: "train", "validation" or "test".
         """
-        schema = pa.schema([PREPARED_SCHEMA.field(name) for name in ("row_id", LABEL, IDS)])
-        # An object store has no empty folders: a split without rows may not be there at all.
-        shards = pafs.FileSelector(self._folder.inner(split), allow_not_found=True)
-        files = [
-            info.path
-            for info in self._folder.fs.get_file_info(shards)
-            if info.extension == "parquet" and info.base_name[0] != "."
-        ]
-        dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
-        table = dataset.to_table()
+        table = self._read(split, LABEL, IDS)
         if not table.num_rows:
             return Examples(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.int32))
-        # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
-        table = table.sort_by("row_id").combine_chunks()
         ids = table[IDS].combine_chunks()
         if isinstance(ids, pa.ChunkedArray):
             ids = pa.concat_arrays(ids.chunks)
@@ -99,3 +88,24 @@ class PreparedData:
             offsets=(ids.offsets.to_numpy() - ids.offsets[0].as_py()).astype(np.int64),
             labels_N=table[LABEL].to_numpy().astype(np.int32),
         )
+
+    def texts(self, split: str) -> pa.Table:
+        """Load the normalised texts and labels of a split, in the order of their row ids.
+
+        Args:
+            split: "train", "validation" or "test".
+        """
+        return self._read(split, TEXT, LABEL)
+
+    def _read(self, split: str, *columns: str) -> pa.Table:
+        schema = pa.schema([PREPARED_SCHEMA.field(name) for name in (ROW_ID, *columns)])
+        # An object store has no empty folders: a split without rows may not be there at all.
+        shards = pafs.FileSelector(self._folder.inner(split), allow_not_found=True)
+        files = [
+            info.path
+            for info in self._folder.fs.get_file_info(shards)
+            if info.extension == "parquet" and info.base_name[0] != "."
+        ]
+        dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
+        # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
+        return dataset.to_table().sort_by(ROW_ID).combine_chunks()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from sentiment.models.bag import BagClassifier
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.shapes import ModelConfig, RecurrentConfig
+from sentiment.shapes import BagConfig, ModelConfig, RecurrentConfig
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelConfig) -> RecurrentClassifier | BagClassifier:
     """Build the model that a config describes, with fresh weights.
 
     Args:
@@ -17,11 +18,19 @@ def build_model(config: ModelConfig) -> nn.Module:
     Returns:
         A module that takes (ids_BT, lengths_B) and returns logits_B of the positive class.
     """
+    fields = config.model_dump(exclude={"kind"})
     match config:
         case RecurrentConfig():
-            return RecurrentClassifier(**config.model_dump(exclude={"kind"}))
+            return RecurrentClassifier(**fields)
+        case BagConfig():
+            return BagClassifier(**fields)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of weights, frozen ones included."""
-    return sum(weight.numel() for weight in model.parameters())
+def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """Number of weights.
+
+    Args:
+        model: Any module.
+        trainable: Leave frozen ones out.
+    """
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not trainable)

@@ -73,7 +73,7 @@ def test_one_run_gives_everything(trained: Trained, prepared: Prepared) -> None:
     assert {
         *("bundle", "recipe", "parameters", "epochs", "validation_accuracy", "test_accuracy", "rows_per_s"),
     } <= result.keys()
-    assert (result["recipe"], result["epochs"], result["workers"]) == ("bilstm", EPOCHS, 2)
+    assert (result["recipe"], result["epochs"], result["workers"]) == ("tweets", EPOCHS, 2)
     assert result["test_rows"] == prepared.result["test"]
     assert result["rows_per_s"] > 0
     assert all(isinstance(result[name], float) for name in ("validation_accuracy", "test_accuracy"))

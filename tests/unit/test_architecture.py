@@ -23,10 +23,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("sentiment.tokenizers", "sentiment.vectors", "sentiment.batching", "sentiment.devices"),
         *("sentiment.models", "sentiment.metrics"),
     ),
+    ("sentiment.recipe",),
     ("sentiment.recipes",),
     ("sentiment.bundle", "sentiment.checkpoint"),
     ("sentiment.training", "sentiment.predictor"),
     ("sentiment.corpora",),
+    ("sentiment.__main__",),
     ("jobs", "serve_app"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -190,7 +192,7 @@ def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
 
 def test_command_lines_answer_without_torch_and_ray(tmp_path: Path) -> None:
     """`--help` and a mistyped flag must not wait seconds for imports they don't need."""
-    light = ["sentiment.config", "sentiment.recipes", "jobs.cli"]
+    light = ["sentiment.config", "sentiment.recipes", "sentiment.__main__", "sentiment.vectors.__main__", "jobs.cli"]
     light += [f"jobs.{name}" for name in ("prepare", "train_lstm", "score", "evaluate")]
     code = (
         f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 
 from sentiment.config import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, Section, TrainSettings, load
 from sentiment.errors import ConfigError
-from sentiment.recipes import Recipe, get_recipe
+from sentiment.recipe import RecurrentRecipe
+from sentiment.recipes import get_recipe
 
 ROOT = Path(__file__).parents[2]
 # What a job can't do without; not the configuration file's business.
 REQUIRED = {"data": "d", "input": ["i"], "output": "o", "model": "m"}
-RECIPE_FIELDS = tuple(Recipe.model_fields)
+RECIPE_FIELDS = tuple(RecurrentRecipe.model_fields)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,8 @@ def test_recipe_fields_come_from_every_source(monkeypatch: pytest.MonkeyPatch) -
     settings = train({"epochs": "7", "num_workers": "1"})
     assert settings.overrides == {"epochs": "7", "hidden_dim": 32, "dropout": 0.1, "batch_size": "16"}
     assert settings.num_workers == 1
-    recipe = Recipe.model_validate({**get_recipe("bilstm").model_dump(), **settings.overrides})
+    recipe = get_recipe("bilstm").with_overrides(settings.overrides)
+    assert isinstance(recipe, RecurrentRecipe)
     assert (recipe.epochs, recipe.hidden_dim, recipe.batch_size) == (7, 32, 16)
 
 

@@ -41,7 +41,7 @@ def test_equals_packed_lstm(num_layers: int, bidirectional: bool) -> None:
     packed = pack_padded_sequence(model.embedding(ids_BT), lengths_B, batch_first=True, enforce_sorted=False)
     hidden_LBH = reference(packed)[1][0]
     last_BH = torch.cat([hidden_LBH[-2], hidden_LBH[-1]], dim=1) if bidirectional else hidden_LBH[-1]
-    torch.testing.assert_close(model(ids_BT, lengths_B), model.fc(last_BH).squeeze(1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(ids_BT, lengths_B), model.fc(last_BH), atol=1e-6, rtol=0)
 
 
 def test_score_is_the_same_alone_in_any_batch_and_order() -> None:

@@ -1,0 +1,171 @@
+"""Ray tasks around `jobs.reproduction_run`: which runs there are, which are left, and the report after each."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from jobs.baseline import NAME as BASELINE
+from jobs.baseline import check_installed
+from jobs.progress import Progress
+from jobs.reproduction_page import write_report
+from jobs.reproduction_run import Means, Planned, finished, run_planned
+from jobs.session import ray_session, require
+from jobs.training_run import Pretrained, Run, load_pretrained
+from sentiment.config import RaySettings, ReproduceSettings
+from sentiment.corpora.prepared import PreparedData
+from sentiment.errors import ConfigError, SentimentError
+from sentiment.recipes import RECIPES, get_recipe, twin_of
+from sentiment.schema import TRAIN
+from sentiment.vectors.loading import load_vectors
+
+
+def reproduce(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[str, Any]:
+    """Do the runs that aren't there yet and write the report.
+
+    Args:
+        settings: Section `reproduce`.
+        ray_settings: Section `ray`.
+
+    Returns:
+        The job's JSON: runs that were there, runs done now, and where the report is.
+
+    Raises:
+        SentimentError: Settings, data or resources are not as they must be, or runs failed for such a reason; the
+            others are done all the same.
+    """
+    started = time.monotonic()
+    planned = plan(settings)
+    if settings.baseline:
+        check_installed()
+    todo, kept = _sort_out(planned, settings)
+    _say(f"{len(planned)} runs: {len(kept)} are there, {len(todo)} to do")
+    failures: dict[str, Exception] = {}
+    if todo:
+        with ray_session(ray_settings):
+            require(1, "run", cpus=settings.cpus_per_run, gpus=settings.gpus_per_run)
+            failures = _run_all(todo, settings)
+    report = write_report(Path(settings.output), Path(settings.report))
+    if failures:
+        lines = "; ".join(f"{label}: {error}" for label, error in failures.items())
+        kind = ConfigError if all(isinstance(error, SentimentError) for error in failures.values()) else RuntimeError
+        raise kind(f"{len(failures)} of {len(todo)} runs failed, the others are in {report}: {lines}")
+    return {
+        "runs_kept": len(kept),
+        "runs_done": len(todo),
+        "report": str(report),
+        "output": settings.output,
+        "duration_s": round(time.monotonic() - started, 1),
+    }
+
+
+def plan(settings: ReproduceSettings) -> list[Planned]:
+    """Which runs the settings ask for; recipes that differ in name only share theirs.
+
+    Raises:
+        ConfigError: There is no data, or none for a recipe that was asked for.
+        DataError: A folder isn't prepared data.
+    """
+    data = {
+        name: PreparedData(folder).uri
+        for name, folder in (("imdb", settings.imdb), ("sentiment140", settings.sentiment140))
+        if folder is not None
+    }
+    if not data:
+        raise ConfigError("nothing to train on: give --imdb, --sentiment140 or both, as jobs/prepare.py wrote them")
+    output = Path(settings.output).absolute()
+    runs: dict[Path, Planned] = {}
+    for recipe in map(get_recipe, settings.recipes or RECIPES):
+        datasets = [recipe.dataset] if settings.datasets == "own" else list(data)
+        if settings.recipes and not data.keys() & set(datasets):
+            raise ConfigError(
+                f"recipe {recipe.name} is for {recipe.dataset}: give --{recipe.dataset}, or --datasets all"
+            )
+        same = twin_of(recipe)
+        if same.vectors and settings.vectors:
+            same = same.with_overrides({"vectors": settings.vectors})
+        for dataset in data.keys() & set(datasets):
+            for seed in settings.seeds:
+                folder = output / dataset / same.name / f"seed-{seed}"
+                runs[folder] = Planned(dataset, data[dataset], same, seed, folder)
+    baselines = [
+        Planned(dataset, uri, None, None, output / dataset / BASELINE)
+        for dataset, uri in data.items()
+        if settings.baseline
+    ]
+    return [*baselines, *runs.values()]
+
+
+def _sort_out(
+    planned: list[Planned], settings: ReproduceSettings
+) -> tuple[list[tuple[Planned, Pretrained | None]], list[Planned]]:
+    """Which runs are left to do, with their vectors, and which are there."""
+    load = functools.cache(load_vectors)
+    todo: list[tuple[Planned, Pretrained | None]] = []
+    kept: list[Planned] = []
+    for run in planned:
+        pretrained = None
+        identity: dict[str, Any] = {"data": PreparedData(run.data).digest}
+        if run.recipe is not None and run.seed is not None:
+            pretrained = load_pretrained(run.recipe, PreparedData(run.data), run.seed, load)
+            identity = Run(run.recipe, run.data, run.seed, settings.precision, pretrained=pretrained).identity
+        if finished(run.folder, identity):
+            kept.append(run)
+        else:
+            todo.append((run, pretrained))
+    for line in {f"{run.dataset}: {pretrained.line}": None for run, pretrained in todo if pretrained}:
+        _say(line)
+    return todo, kept
+
+
+def _run_all(todo: Iterable[tuple[Planned, Pretrained | None]], settings: ReproduceSettings) -> dict[str, Exception]:
+    """Run tasks, as many at once as there is room for; returns what failed."""
+    todo = list(todo)
+    task = ray.remote(run_planned).options(
+        num_cpus=settings.cpus_per_run, num_gpus=settings.gpus_per_run, max_retries=2
+    )
+    failures: dict[str, Exception] = {}
+    with Progress("reproduce", "rows") as progress:
+        progress.board.show.remote("reproduce", 0, sum(_rows(run) for run, _ in todo))
+        waiting: dict[Any, Planned] = {}
+        for run, pretrained in todo:
+            # Lengths matter where texts are long, and a seed's cost is every seed's.
+            is_measured = run.dataset == "imdb" and run.seed == settings.seeds[0]
+            means = Means(
+                cpus=settings.cpus_per_run,
+                use_gpu=settings.gpus_per_run > 0,
+                precision=settings.precision,
+                max_lengths=tuple(settings.max_lengths) if is_measured else (),
+                board=progress.board,
+            )
+            waiting[task.remote(run, pretrained, means)] = run
+        while waiting:
+            [ready], _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ready)
+            try:
+                result = ray.get(ready)
+                if error := result.get("error"):
+                    raise error
+            except (SentimentError, ray.exceptions.RayError) as error:
+                failures[run.label] = error
+                progress.board.say.remote(f"{run.label}: failed: {error}")
+                continue
+            progress.board.say.remote(f"{run.label}: test accuracy {result['test_accuracy']:.2%}")
+            write_report(Path(settings.output), Path(settings.report))
+    return failures
+
+
+def _rows(run: Planned) -> int:
+    """Training rows that a run goes through."""
+    rows: int = PreparedData(run.data).manifest["splits"][TRAIN]["rows"]
+    return rows * run.recipe.epochs if run.recipe else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

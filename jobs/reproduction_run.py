@@ -1,0 +1,191 @@
+"""One run of `jobs/reproduce.py`: trains in one process, keeps a checkpoint after each epoch, leaves its result behind.
+
+run.json              what decides the result; another one starts the run anew
+checkpoint-EPOCH/     the last epoch's, while the run isn't finished
+bundle/               the trained model
+result.json           figures, machine; written last: a run with it is finished
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.baseline import NAME as BASELINE
+from jobs.baseline import measure
+from jobs.report import machine
+from jobs.training_run import Place, Pretrained, Run, batches, bundle_run, train_run
+from sentiment.checkpoint import Checkpoint
+from sentiment.corpora.folder import Folder
+from sentiment.corpora.prepared import PreparedData
+from sentiment.devices import resolve_precision
+from sentiment.errors import SentimentError
+from sentiment.recipe import WordRecipe
+from sentiment.schema import SPLITS, TEST
+from sentiment.training import Hooks, evaluate
+
+RESULT, IDENTITY = "result.json", "run.json"
+_TELL_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that the table asks for.
+
+    Attributes:
+        dataset: "imdb" or "sentiment140".
+        data: Its prepared folder.
+        recipe: None for the baseline.
+        seed: None for the baseline, which has none.
+        folder: Where the run lives.
+    """
+
+    dataset: str
+    data: str
+    recipe: WordRecipe | None
+    seed: int | None
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        recipe = self.recipe.name if self.recipe else BASELINE
+        return f"{self.dataset} {recipe}" + (f" seed {self.seed}" if self.seed is not None else "")
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a run computes with, and whom it tells.
+
+    Attributes:
+        cpus: Torch threads.
+        use_gpu: On a GPU.
+        precision: As in `Run`.
+        max_lengths: Other maximum lengths to measure the test rows at.
+        board: Actor that shows progress in training rows.
+    """
+
+    cpus: int
+    use_gpu: bool
+    precision: Any
+    max_lengths: tuple[int, ...]
+    board: Any
+
+
+def finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that is there already, unless it was made of something else."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    except FileNotFoundError:
+        return None
+    return result if result["identity"] == identity else None
+
+
+def run_planned(planned: Planned, pretrained: Pretrained | None, means: Means) -> dict[str, Any]:
+    """Do a run, or what is left of it.
+
+    A mistake of the user's is returned as `error`: raised, it would come out wrapped, and be tried again.
+    """
+    try:
+        if planned.recipe is None:
+            return _finish(planned, {"data": PreparedData(planned.data).digest}, measure(planned.data))
+        return _train(planned, planned.recipe, pretrained, means)
+    except SentimentError as error:
+        return {"error": error}
+
+
+def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, means: Means) -> dict[str, Any]:
+    assert planned.seed is not None
+    torch.set_num_threads(means.cpus)
+    run = Run(recipe, planned.data, planned.seed, means.precision, pretrained=pretrained)
+    identity = run.identity
+    _claim(planned.folder, identity)
+    place = Place(rank=0, world_size=1, device=torch.device("cuda" if means.use_gpu else "cpu"))
+    resume = _last_checkpoint(planned.folder)
+    trained = train_run(run, place, hooks=_hooks(planned, run, means, resume), resume=resume)
+    bundle_run(planned.folder / "bundle", run, trained)
+    prepared = PreparedData(run.data)
+    accuracies = {recipe.max_length: trained.metrics["test_accuracy"]}
+    for length in means.max_lengths:
+        if length not in accuracies:
+            data = batches(run, prepared, TEST, place, max_length=length)
+            precision = resolve_precision(run.precision, place.device)
+            figures = evaluate(trained.model, data, device=place.device, precision=precision)
+            accuracies[length] = figures.accuracy if figures.rows else None
+    by_length = {str(length): accuracies[length] for length in sorted(accuracies)}
+    return _finish(planned, identity, {**trained.metrics, "test_accuracy_by_max_length": by_length})
+
+
+def _finish(planned: Planned, identity: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    result = {
+        "dataset": planned.dataset,
+        "seed": planned.seed,
+        "rows": {split: PreparedData(planned.data).manifest["splits"][split]["rows"] for split in SPLITS},
+        **figures,
+        "machine": _machine(figures.get("device") == "cuda"),
+        "identity": identity,
+    }
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    Folder(str(planned.folder)).write_json(RESULT, result)
+    for checkpoint in planned.folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return result
+
+
+def _machine(use_gpu: bool) -> dict[str, Any]:
+    gpu = {"gpu": torch.cuda.get_device_name()} if use_gpu else {}
+    return {**machine("torch", "ray"), **gpu}
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Keep what an earlier try of the same run left; drop what was made of something else."""
+    try:
+        is_same = json.loads((folder / IDENTITY).read_text()) == identity
+    except (OSError, ValueError):
+        is_same = False
+    if not is_same:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        Folder(str(folder)).write_json(IDENTITY, identity)
+
+
+def _last_checkpoint(folder: Path) -> Checkpoint | None:
+    found = sorted(folder.glob("checkpoint-[0-9]*"))
+    return Checkpoint.load(found[-1]) if found else None
+
+
+def _hooks(planned: Planned, run: Run, means: Means, resume: Checkpoint | None) -> Hooks:
+    """Checkpoints go to the run's folder, words and rows to the board."""
+    told_at, untold = time.monotonic(), 0
+    rows = PreparedData(run.data).manifest["splits"]["train"]["rows"]
+    if resume is not None:
+        means.board.add.remote(rows * resume.progress.epoch)
+
+    def on_checkpoint(checkpoint: Checkpoint, figures: dict[str, Any] | None) -> None:
+        assert figures is not None
+        beside = planned.folder / ".checkpoint.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        checkpoint.save(beside)
+        beside.rename(planned.folder / f"checkpoint-{figures['epoch']:04}")
+        for older in sorted(planned.folder.glob("checkpoint-[0-9]*"))[:-1]:
+            shutil.rmtree(older)
+        means.board.say.remote(
+            f"{planned.label}: epoch {figures['epoch']}/{run.recipe.epochs}  {figures['train_s']:.0f} s  "
+            f"validation loss {figures['validation_loss']:.4f}  accuracy {figures['validation_accuracy']:.2%}"
+        )
+
+    def on_step(epoch: int, step: int, steps: int) -> None:
+        nonlocal told_at, untold
+        untold += run.recipe.batch_size if step < steps else rows - (steps - 1) * run.recipe.batch_size
+        if step == steps or time.monotonic() - told_at > _TELL_EVERY_S:
+            means.board.add.remote(untold)
+            told_at, untold = time.monotonic(), 0
+
+    return Hooks(on_checkpoint, on_step)

@@ -1,0 +1,133 @@
+"""What a recipe is: model, data and optimiser settings, complete. The named ones are in `sentiment.recipes`.
+
+Each setting can be overridden by a flag of the same name, by `SENTIMENT_TRAIN_…` in the environment, or in
+`ray_config.yaml`. Imports neither torch nor Ray: flags are made of these classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sentiment.config import describe
+from sentiment.errors import ConfigError
+from sentiment.shapes import BagConfig, Cell, ModelConfig, Pooling, RecurrentConfig
+
+
+class Recipe(BaseModel):
+    """Everything that training needs beside data and machines; what all kinds of models share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What a recipe says of itself; the other fields are settings, which can be overridden.
+    WORDS: ClassVar[tuple[str, ...]] = ("name", "summary", "dataset", "source", "source_result")
+
+    name: str
+    summary: str
+    dataset: Literal["imdb", "sentiment140"] = Field(description="data that it is meant for")
+    source: str = Field(description="where it is from")
+    source_result: str = Field(description="accuracy that the source reports, and on what")
+    max_length: int = Field(gt=0, description="tokens of a text that are read; the rest is cut")
+    batch_size: int = Field(gt=0, description="rows of a step over all workers")
+    epochs: int = Field(gt=0, description="passes over the training rows")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw without weight decay is Adam")
+    learning_rate: float = Field(gt=0, description="(peak) learning rate")
+    schedule: Literal["constant", "one-cycle"] = Field("constant", description="course of the learning rate")
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps that warm up (one-cycle)")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    clip_norm: float = Field(1.0, ge=0, description="2-norm that gradients are scaled down to; 0: as they are")
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
+        """Copy with some settings replaced.
+
+        Raises:
+            ConfigError: A value doesn't fit, or this kind of model has no such setting.
+        """
+        for name in overrides:
+            if name not in type(self).model_fields:
+                raise ConfigError(f"--{name.replace('_', '-')} is no setting of recipe {self.name}")
+        try:
+            return type(self).model_validate({**self.model_dump(), **overrides})
+        except ValidationError as error:
+            raise ConfigError(describe(error)) from error
+
+
+class WordRecipe(Recipe):
+    """A model on word vectors."""
+
+    vectors: str | None = Field(
+        None, description="pretrained vectors: a file in GloVe's format, a name such as glove.6B.100d, or none"
+    )
+    embedding_dim: int | None = Field(
+        None, gt=0, description="width of a token's vector; none: that of the pretrained vectors, or 100"
+    )
+    embedding_std: float = Field(ge=0, description="spread of what pretrained vectors don't fill")
+    frozen_embedding: bool = Field(False, description="keep the word vectors as they are")
+    subwords: bool = Field(False, description="help word vectors by their character n-grams while training")
+    dropout: float = Field(ge=0, lt=1, description="share of values zeroed in training")
+    word_dropout: float = Field(0.0, ge=0, lt=1, description="share of tokens replaced by <unk> in training")
+    num_logits: Literal[1, 2] = Field(1, description="outputs of the head: one, or one for each class")
+
+    def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> ModelConfig:
+        """Shape of the recipe's model for a vocabulary and word vectors of a width."""
+        raise NotImplementedError
+
+    @field_validator("vectors", "embedding_dim", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+
+class RecurrentRecipe(WordRecipe):
+    """A recurrent classifier, `sentiment.models.rnn`."""
+
+    cell: Cell = Field("lstm", description="recurrent cell; rnn is Elman's, with tanh")
+    hidden_dim: int = Field(gt=0, description="width of one direction's state")
+    num_layers: int = Field(gt=0, description="stacked recurrent layers")
+    bidirectional: bool = Field(description="read the text from both ends")
+    pooling: Pooling = Field("last", description="what the head sees: state at the last token, maximum, or all three")
+    state_layers: int = Field(1, gt=0, description="layers from the top whose last states the head sees")
+    reads_padding: bool = Field(False, description="fill texts up to max_length and read the padding too")
+
+    def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> RecurrentConfig:
+        """Shape of the recipe's model for a vocabulary."""
+        return RecurrentConfig(
+            vocabulary_size=vocabulary_size,
+            embedding_dim=embedding_dim,
+            embedding_std=self.embedding_std,
+            frozen_embedding=self.frozen_embedding,
+            cell=self.cell,
+            hidden_dim=self.hidden_dim,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            pooling=self.pooling,
+            state_layers=self.state_layers,
+            padded_length=self.max_length if self.reads_padding else 0,
+            dropout=self.dropout,
+            word_dropout=self.word_dropout,
+            num_logits=self.num_logits,
+            pad_id=pad_id,
+            unk_id=unk_id,
+        )
+
+
+class BagRecipe(WordRecipe):
+    """A bag of word vectors, `sentiment.models.bag`."""
+
+    hidden_dims: tuple[int, ...] = Field(description="widths of the layers below the head")
+
+    def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> BagConfig:
+        """Shape of the recipe's model for a vocabulary."""
+        return BagConfig(
+            vocabulary_size=vocabulary_size,
+            embedding_dim=embedding_dim,
+            embedding_std=self.embedding_std,
+            frozen_embedding=self.frozen_embedding,
+            hidden_dims=self.hidden_dims,
+            dropout=self.dropout,
+            word_dropout=self.word_dropout,
+            num_logits=self.num_logits,
+            pad_id=pad_id,
+            unk_id=unk_id,
+        )

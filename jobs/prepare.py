@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prepare labelled texts for training: normalise, drop duplicates, split, build the vocabulary, encode.
 
-  python jobs/prepare.py --input training.1600000.processed.noemoticon.csv --output runs/tweets
+  python jobs/prepare.py --input training.1600000.processed.noemoticon.csv --output runs/sentiment140
   python jobs/prepare.py --input aclImdb/train --test-input aclImdb/test --output runs/imdb
   python jobs/prepare.py --input 's3://bucket/*.parquet' --text-column body --output runs/reviews
 

@@ -15,14 +15,15 @@ from jobs.baseline import NAME as BASELINE
 from jobs.baseline import check_installed
 from jobs.progress import Progress
 from jobs.reproduction_page import write_report
-from jobs.reproduction_run import Means, Planned, finished, run_planned
+from jobs.reproduction_run import Means, Planned, finished, identity_of, may_claim, run_planned
 from jobs.session import ray_session, require
-from jobs.training_run import Pretrained, Run, load_pretrained
+from jobs.training_run import Pretrained, load_pretrained
 from sentiment.config import RaySettings, ReproduceSettings
 from sentiment.corpora.prepared import PreparedData
-from sentiment.errors import ConfigError, SentimentError
+from sentiment.corpora.streams import is_uri
+from sentiment.errors import ConfigError, DataError, SentimentError
 from sentiment.recipes import RECIPES, get_recipe, twin_of
-from sentiment.schema import TRAIN
+from sentiment.schema import SPLITS, TRAIN
 from sentiment.vectors.loading import load_vectors
 
 
@@ -70,27 +71,29 @@ def plan(settings: ReproduceSettings) -> list[Planned]:
 
     Raises:
         ConfigError: There is no data, or none for a recipe that was asked for.
-        DataError: A folder isn't prepared data.
+        DataError: A folder isn't prepared data, or lacks rows.
     """
-    data = {
-        name: PreparedData(folder).uri
-        for name, folder in (("imdb", settings.imdb), ("sentiment140", settings.sentiment140))
-        if folder is not None
-    }
+    folders = {"imdb": settings.imdb, "sentiment140": settings.sentiment140}
+    if not any(folders.values()):
+        folders = {name: f"runs/{name}" if Path("runs", name).exists() else None for name in folders}
+    data = {name: _checked(folder) for name, folder in folders.items() if folder is not None}
     if not data:
         raise ConfigError("nothing to train on: give --imdb, --sentiment140 or both, as jobs/prepare.py wrote them")
+    for flag, uri in (("output", settings.output), ("report", settings.report)):
+        if is_uri(uri):
+            raise ConfigError(f"--{flag} {uri}: runs and report go to a local or shared folder, not to a URI")
     output = Path(settings.output).absolute()
     runs: dict[Path, Planned] = {}
     for recipe in map(get_recipe, settings.recipes or RECIPES):
-        datasets = [recipe.dataset] if settings.datasets == "own" else list(data)
-        if settings.recipes and not data.keys() & set(datasets):
+        datasets = [name for name in data if settings.datasets == "all" or name == recipe.dataset]
+        if settings.recipes and not datasets:
             raise ConfigError(
                 f"recipe {recipe.name} is for {recipe.dataset}: give --{recipe.dataset}, or --datasets all"
             )
         same = twin_of(recipe)
         if same.vectors and settings.vectors:
             same = same.with_overrides({"vectors": settings.vectors})
-        for dataset in data.keys() & set(datasets):
+        for dataset in datasets:
             for seed in settings.seeds:
                 folder = output / dataset / same.name / f"seed-{seed}"
                 runs[folder] = Planned(dataset, data[dataset], same, seed, folder)
@@ -102,6 +105,17 @@ def plan(settings: ReproduceSettings) -> list[Planned]:
     return [*baselines, *runs.values()]
 
 
+def _checked(folder: str) -> str:
+    """Absolute place of prepared data that can be trained on, and measured."""
+    prepared = PreparedData(folder)
+    if "splits" not in prepared.manifest:
+        raise DataError(f"{folder} was written by another job; give what jobs/prepare.py wrote")
+    for split in SPLITS:
+        if not prepared.manifest["splits"][split]["rows"]:
+            raise DataError(f"{folder} has no {split} rows: prepare more rows, or other shares of them")
+    return prepared.uri
+
+
 def _sort_out(
     planned: list[Planned], settings: ReproduceSettings
 ) -> tuple[list[tuple[Planned, Pretrained | None]], list[Planned]]:
@@ -109,16 +123,24 @@ def _sort_out(
     load = functools.cache(load_vectors)
     todo: list[tuple[Planned, Pretrained | None]] = []
     kept: list[Planned] = []
+    others = [run.label for run in planned if not may_claim(run.folder, identity_of(run, settings.precision))]
+    if others and not settings.overwrite:
+        raise ConfigError(
+            f"{settings.output} holds {len(others)} of these runs with other data or settings (such as {others[0]}): "
+            "replace them with --overwrite, or name another --output"
+        )
     for run in planned:
-        pretrained = None
-        identity: dict[str, Any] = {"data": PreparedData(run.data).digest}
-        if run.recipe is not None and run.seed is not None:
-            pretrained = load_pretrained(run.recipe, PreparedData(run.data), run.seed, load)
-            identity = Run(run.recipe, run.data, run.seed, settings.precision, pretrained=pretrained).identity
-        if finished(run.folder, identity):
+        if finished(run.folder, identity_of(run, settings.precision)):
             kept.append(run)
-        else:
-            todo.append((run, pretrained))
+            continue
+        pretrained = None
+        if run.recipe is not None and run.seed is not None:
+            try:
+                pretrained = load_pretrained(run.recipe, PreparedData(run.data), run.seed, load)
+            except SentimentError as error:
+                # Better now than after hours of other runs; those are one --recipes away.
+                raise type(error)(f"nothing was run: {run.label}: {error}") from error
+        todo.append((run, pretrained))
     for line in {f"{run.dataset}: {pretrained.line}": None for run, pretrained in todo if pretrained}:
         _say(line)
     return todo, kept
@@ -135,8 +157,10 @@ def _run_all(todo: Iterable[tuple[Planned, Pretrained | None]], settings: Reprod
         progress.board.show.remote("reproduce", 0, sum(_rows(run) for run, _ in todo))
         waiting: dict[Any, Planned] = {}
         for run, pretrained in todo:
-            # Lengths matter where texts are long, and a seed's cost is every seed's.
-            is_measured = run.dataset == "imdb" and run.seed == settings.seeds[0]
+            # Lengths matter where texts are long, and a seed's cost is every seed's. A model that reads padding has a
+            # length of its own.
+            reads_padding = getattr(run.recipe, "reads_padding", False)
+            is_measured = run.dataset == "imdb" and run.seed == settings.seeds[0] and not reads_padding
             means = Means(
                 cpus=settings.cpus_per_run,
                 use_gpu=settings.gpus_per_run > 0,

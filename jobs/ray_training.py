@@ -11,6 +11,7 @@ Output folder: `bundle/`, `checkpoints/` (the best by validation loss and the la
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -50,23 +51,22 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
     Raises:
         SentimentError: Data, settings or resources are not as they must be.
     """
-    prepared = PreparedData(settings.data)
+    data = settings.data or recipe.usual_data
+    prepared = PreparedData(data)
     if "splits" not in prepared.manifest:
-        raise DataError(f"{settings.data} was written by another job; --data takes what jobs/prepare.py wrote")
+        raise DataError(f"{data} was written by another job; --data takes what jobs/prepare.py wrote")
     for split in (TRAIN, VALIDATION):
         if not prepared.manifest["splits"][split]["rows"]:
-            raise DataError(f"{settings.data} has no {split} rows: prepare more rows or another --validation-share")
-    # Ray Train gives each worker a folder of its own to stand in, so relative paths mean nothing there.
-    settings = settings.model_copy(update={"data": prepared.uri})
+            raise DataError(f"{data} has no {split} rows: prepare more rows or another --validation-share")
     if is_uri(settings.output):
         raise ConfigError(f"--output {settings.output}: training writes to a local or shared folder, not to a URI")
     output = Path(settings.output).absolute()
     started = time.monotonic()
-    pretrained = load_pretrained(recipe, prepared, settings.seed)
-    run = Run(recipe, settings.data, settings.seed, settings.precision, settings.checkpoint_steps, pretrained)
-    identity = run.identity
-    _check_output(output, settings, identity)
-    if pretrained:
+    # Ray Train gives each worker a folder of its own to stand in, so relative paths mean nothing there.
+    run = Run(recipe, prepared.uri, settings.seed, settings.precision, settings.checkpoint_steps)
+    _check_output(output, settings, run)
+    if pretrained := load_pretrained(recipe, prepared, settings.seed):
+        run = dataclasses.replace(run, pretrained=pretrained)
         print(pretrained.line, file=sys.stderr, flush=True)
     with ray_session(ray_settings):
         require(
@@ -75,7 +75,7 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
             cpus=settings.cpus_per_worker,
             gpus=1 if settings.use_gpu else 0,
         )
-        _claim_output(output, settings, identity)
+        _claim_output(output, settings, run.identity)
         with Progress("train", "steps") as progress:
             work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
             result = _fit(work, settings, output)
@@ -119,19 +119,20 @@ def _fit(work: Work, settings: TrainSettings, output: Path) -> dict[str, Any]:
     return result
 
 
-def _check_output(output: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:
+def _check_output(output: Path, settings: TrainSettings, run: Run) -> None:
     """Refuse an output folder that holds another run. Changes nothing.
 
     Args:
         output: The folder.
         settings: Whether to resume or overwrite.
-        identity: What decides the result. Workers may differ: the same global batch gives the same losses.
+        run: What decides the result. Workers may differ: the same global batch gives the same losses.
     """
     if _is_resumed(output, settings):
         try:
             before = json.loads((output / IDENTITY).read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{output / IDENTITY} can't be read: start anew with --overwrite") from error
+        identity = run.identity
         differing = [key for key in identity if before.get(key) != identity[key]]
         if differing:
             raise ConfigError(
@@ -141,7 +142,7 @@ def _check_output(output: Path, settings: TrainSettings, identity: dict[str, Any
     elif (output / IDENTITY).exists() and not settings.overwrite:
         raise ConfigError(f"{output} holds a run: go on with --resume, replace it with --overwrite, or name another")
     else:
-        Folder(str(output)).check(overwrite=settings.overwrite, inputs=[settings.data])
+        Folder(str(output)).check(overwrite=settings.overwrite, inputs=[run.data])
 
 
 def _claim_output(output: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 """Train the named recipes on their data and set the results beside those of their sources.
 
   python jobs/prepare.py --input imdb/train.parquet --test-input imdb/test.parquet --output runs/imdb
-  python jobs/prepare.py --input training.1600000.processed.noemoticon.csv --output runs/tweets
-  python jobs/reproduce.py --imdb runs/imdb --sentiment140 runs/tweets --vectors glove.6B.50d.txt
-  python jobs/reproduce.py --imdb runs/imdb --recipes bilstm bigru --seeds 1       # slow ones with one seed: adds to it
+  python jobs/prepare.py --input training.1600000.processed.noemoticon.csv --output runs/sentiment140
+  python jobs/reproduce.py --vectors glove.6B.50d.txt
+  python jobs/reproduce.py --recipes bilstm bigru --seeds 1       # slow ones with one seed: adds to it
 
 Runs are Ray tasks that share the machine or cluster, one CPU each unless told otherwise. The same command again goes on
 where it was stopped: finished runs are kept, others continue from their last epoch. After each run docs/results gets
-reproduction.json (all figures) and reproduction.md: the table, and below its last marker whatever people wrote there.
+reproduction.json (all figures) and reproduction.md: the table, and below its marker what people wrote there.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ Written by
 
 ```sh
 python jobs/prepare.py --input imdb/train.parquet --test-input imdb/test.parquet --output runs/imdb
-python jobs/prepare.py --input sentiment140.parquet --output runs/tweets
-python jobs/reproduce.py --imdb runs/imdb --sentiment140 runs/tweets --vectors glove.6B.50d.txt
+python jobs/prepare.py --input sentiment140.parquet --output runs/sentiment140
+python jobs/reproduce.py --vectors glove.6B.50d.txt
 ```
 
 Test accuracy of the epoch with the lowest validation loss: mean ± standard deviation over the seeds that are named.
@@ -55,7 +55,7 @@ def write_report(output: Path, report: Path) -> Path:
     folder, page = Folder(str(report)), report / PAGE
     earlier = json.loads((report / RAW).read_text())["runs"] if (report / RAW).exists() else []
     found = [_public(json.loads(path.read_text())) for path in sorted(output.glob("*/*/**/result.json"))]
-    results = list({_key(result): result for result in [*filter(_is_current, earlier), *found]}.values())
+    results = list({_key(result): result for result in filter(_is_current, [*earlier, *found])}.values())
     results.sort(key=lambda result: json.dumps(_key(result)))
     by_hand = page.read_text(encoding="utf-8").partition(MARKER)[2] if page.exists() else "\n"
     folder.write_json(RAW, {"runs": results})
@@ -97,7 +97,9 @@ def _page(results: list[dict[str, Any]]) -> str:
         if here:
             parts.append(f"\n## {title}\n\n{_rows_line(here)}\n\n{_table(here, machines)}")
             parts.append(_lengths(here))
-    parts.append("\nMachines: " + "; ".join(f"{_letter(at)}: {line}" for at, line in enumerate(machines)) + ".\n\n")
+    if machines:
+        parts.append("\nMachines: " + "; ".join(f"{_letter(at)}: {line}" for at, line in enumerate(machines)) + ".\n")
+    parts.append("\n")
     return "".join(parts)
 
 
@@ -124,7 +126,7 @@ def _line(name: str, same: str, runs: list[dict[str, Any]], letter: str) -> list
     if name == BASELINE:
         parameters = f"{first['parameters']:,}"
         return [
-            *(f"`{name}`", "–", f"{first['test_accuracy']:.2%}", "–", parameters, parameters, "–"),
+            *(f"`{name}`", "–", mean_and_deviation([first["test_accuracy"]]), "–", parameters, parameters, "–"),
             *(f"{first['train_s']:.0f} (all)", f"{first['rows_per_s']:,}", f"{first['test_rows_per_s']:,}", letter),
         ]
     epochs = [epoch["train_s"] for run in runs for epoch in run["history"]]
@@ -152,14 +154,18 @@ def mean_and_deviation(accuracies: Iterable[float]) -> str:
 
 def _lengths(results: list[dict[str, Any]]) -> str:
     """What a maximum length costs: the same weights on the same test rows, cut elsewhere."""
-    measured = [run for run in results if len(run.get("test_accuracy_by_max_length", {})) > 1]
-    lengths = sorted({int(length) for run in measured for length in run["test_accuracy_by_max_length"]})
+    measured: dict[str, dict[str, Any]] = {}
+    for run in results:
+        if len(run.get("test_accuracy_by_max_length", {})) > 1:
+            first = measured.setdefault(run["recipe"], run)
+            measured[run["recipe"]] = min(first, run, key=lambda run: run["seed"])
     if not measured:
         return ""
+    lengths = sorted({int(length) for run in measured.values() for length in run["test_accuracy_by_max_length"]})
     lines = []
-    for run in measured:
+    for run in (measured[name] for name in RECIPES if name in measured):
         found, trained = run["test_accuracy_by_max_length"], run["settings"]["max_length"]
-        cells = [f"{found[str(length)]:.2%}" if str(length) in found else "–" for length in lengths]
+        cells = [mean_and_deviation([found[str(length)]]) if str(length) in found else "–" for length in lengths]
         marked = [f"**{cell}**" if length == trained else cell for length, cell in zip(lengths, cells, strict=True)]
         lines.append([f"`{run['recipe']}`", *marked])
     about = "Test accuracy of the first seed when texts are cut to so many tokens; bold is the length of training."

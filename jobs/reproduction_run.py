@@ -22,10 +22,11 @@ from jobs.baseline import measure
 from jobs.report import machine
 from jobs.training_run import Place, Pretrained, Run, batches, bundle_run, train_run
 from sentiment.checkpoint import Checkpoint
+from sentiment.config import Precision
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import resolve_precision
-from sentiment.errors import SentimentError
+from sentiment.errors import DataError, SentimentError
 from sentiment.recipe import WordRecipe
 from sentiment.schema import SPLITS, TEST
 from sentiment.training import Hooks, evaluate
@@ -73,9 +74,16 @@ class Means:
 
     cpus: int
     use_gpu: bool
-    precision: Any
+    precision: Precision
     max_lengths: tuple[int, ...]
     board: Any
+
+
+def identity_of(planned: Planned, precision: Precision) -> dict[str, Any]:
+    """What decides a run's result; a folder with another identity is another run's."""
+    if planned.recipe is None or planned.seed is None:
+        return {"data": PreparedData(planned.data).digest}
+    return Run(planned.recipe, planned.data, planned.seed, precision).identity
 
 
 def finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -94,7 +102,7 @@ def run_planned(planned: Planned, pretrained: Pretrained | None, means: Means) -
     """
     try:
         if planned.recipe is None:
-            return _finish(planned, {"data": PreparedData(planned.data).digest}, measure(planned.data))
+            return _finish(planned, identity_of(planned, means.precision), measure(planned.data))
         return _train(planned, planned.recipe, pretrained, means)
     except SentimentError as error:
         return {"error": error}
@@ -107,7 +115,7 @@ def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, 
     identity = run.identity
     _claim(planned.folder, identity)
     place = Place(rank=0, world_size=1, device=torch.device("cuda" if means.use_gpu else "cpu"))
-    resume = _last_checkpoint(planned.folder)
+    resume = _last_checkpoint(planned, means)
     trained = train_run(run, place, hooks=_hooks(planned, run, means, resume), resume=resume)
     bundle_run(planned.folder / "bundle", run, trained)
     prepared = PreparedData(run.data)
@@ -143,21 +151,33 @@ def _machine(use_gpu: bool) -> dict[str, Any]:
     return {**machine("torch", "ray"), **gpu}
 
 
+def may_claim(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether a folder is free, or holds this very run."""
+    try:
+        return bool(json.loads((folder / IDENTITY).read_text()) == identity)
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+
+
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Keep what an earlier try of the same run left; drop what was made of something else."""
-    try:
-        is_same = json.loads((folder / IDENTITY).read_text()) == identity
-    except (OSError, ValueError):
-        is_same = False
-    if not is_same:
+    if not (folder / IDENTITY).exists() or not may_claim(folder, identity):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         Folder(str(folder)).write_json(IDENTITY, identity)
 
 
-def _last_checkpoint(folder: Path) -> Checkpoint | None:
-    found = sorted(folder.glob("checkpoint-[0-9]*"))
-    return Checkpoint.load(found[-1]) if found else None
+def _last_checkpoint(planned: Planned, means: Means) -> Checkpoint | None:
+    """What an earlier try left. One that can't be read (the machine went down) is dropped: the run loses its epochs."""
+    for folder in sorted(planned.folder.glob("checkpoint-[0-9]*"), reverse=True):
+        try:
+            return Checkpoint.load(folder)
+        except DataError:
+            means.board.say.remote(f"{planned.label}: {folder.name} is damaged and was dropped")
+            shutil.rmtree(folder)
+    return None
 
 
 def _hooks(planned: Planned, run: Run, means: Means, resume: Checkpoint | None) -> Hooks:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -111,6 +112,8 @@ def _quieten(level: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
+    # A small input has fewer blocks than there are actors. That is fine.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors", category=UserWarning)
 
 
 def node_resources() -> list[dict[str, float]]:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Train a recurrent or bag-of-words classifier, data-parallel on Ray Train, into a bundle.
 
-  python jobs/train_lstm.py --data runs/tweets --output runs/tweets-model
-  python jobs/train_lstm.py --data runs/imdb --output runs/bigru --recipe bigru                # fetches GloVe 100d
-  python jobs/train_lstm.py --data runs/imdb --output runs/bigru --recipe bigru --vectors glove.6B.50d.txt
-  python jobs/train_lstm.py --data runs/tweets --output runs/tweets-model --resume    # go on after a kill
-  python jobs/train_lstm.py --data runs/tweets --output runs/big --num-workers 4 --use-gpu --hidden-dim 512
+  python jobs/train_lstm.py --output runs/tweets                              # on runs/sentiment140, recipe tweets
+  python jobs/train_lstm.py --output runs/bigru --recipe bigru                # on runs/imdb; fetches GloVe 100d
+  python jobs/train_lstm.py --output runs/bigru --recipe bigru --vectors glove.6B.50d.txt
+  python jobs/train_lstm.py --output runs/tweets --resume                     # go on after a kill
+  python jobs/train_lstm.py --data runs/reviews --output runs/big --num-workers 4 --use-gpu --hidden-dim 512
 
 Without --address it runs on an embedded Ray. The last line of stdout is one JSON object; the output folder gets
 bundle/, checkpoints/, metrics.jsonl (a line an epoch), metrics.json and curve.png.

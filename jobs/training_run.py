@@ -5,7 +5,6 @@ The workers of Ray Train (`jobs.train_worker`) and the tasks of `jobs/reproduce.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,14 +47,12 @@ class Pretrained:
     Attributes:
         name: File or name that they come from.
         table: Rows for the embedding.
-        digest: sha256 of those rows.
         word_coverage: Share of the vocabulary that has a vector.
         token_coverage: Share of the training rows' tokens that have one.
     """
 
     name: str
     table: EmbeddingTable
-    digest: str
     word_coverage: float
     token_coverage: float
 
@@ -91,14 +88,15 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on must have in common with its checkpoint. Workers may differ: the same global batch
-        gives the same losses."""
-        return {
-            "data": PreparedData(self.data).digest,
-            "recipe": self.recipe.model_dump(mode="json", exclude={*Recipe.WORDS} - {"name"}),
-            "seed": self.seed,
-            "vectors": self.pretrained.digest if self.pretrained else None,
-        }
+        """What a run that goes on must have in common with its checkpoint.
+
+        Workers may differ: the same global batch gives the same losses. So may the vectors' folder: they are in the
+        checkpoint's weights by then.
+        """
+        recipe = self.recipe.model_dump(mode="json", exclude={*Recipe.WORDS} - {"name"})
+        if self.recipe.vectors:
+            recipe["vectors"] = Path(self.recipe.vectors).name
+        return {"data": PreparedData(self.data).digest, "recipe": recipe, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,6 @@ def load_pretrained(
     return Pretrained(
         name=Path(recipe.vectors).name,
         table=table,
-        digest=hashlib.sha256(table.matrix_VE.tobytes()).hexdigest(),
         word_coverage=float(table.is_known_V.mean()),
         token_coverage=float(counts_V[table.is_known_V].sum() / counts_V.sum()),
     )

@@ -77,7 +77,9 @@ class TrainSettings(Section):
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_")
     section = "train"
 
-    data: str = Field(description="folder that jobs/prepare.py wrote")
+    data: str | None = Field(
+        None, description="folder that jobs/prepare.py wrote; none: runs/imdb or runs/sentiment140, by recipe"
+    )
     output: str = Field(description="folder for checkpoints, curve, metrics and the bundle")
     recipe: str = Field("tweets", description="named recipe of sentiment/recipes.py")
     num_workers: int = Field(2, gt=0, description="Ray Train workers, data-parallel")
@@ -139,8 +141,8 @@ class ReproduceSettings(Section):
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_REPRODUCE_")
     section = "reproduce"
 
-    imdb: str | None = Field(None, description="IMDB, as jobs/prepare.py wrote it")
-    sentiment140: str | None = Field(None, description="Sentiment140, as jobs/prepare.py wrote it")
+    imdb: str | None = Field(None, description="IMDB as jobs/prepare.py wrote it; none of both: runs/imdb if there")
+    sentiment140: str | None = Field(None, description="Sentiment140, likewise; none of both: runs/sentiment140")
     recipes: list[str] = Field([], description="recipes to run; none: all")
     seeds: list[int] = Field([1, 2, 3], min_length=1, description="a run for each")
     datasets: Literal["own", "all"] = Field("own", description="data that a recipe is meant for, or all that is given")
@@ -148,10 +150,19 @@ class ReproduceSettings(Section):
     max_lengths: list[int] = Field([128, 256, 1024], description="other maximum lengths to measure on long texts")
     baseline: bool = Field(True, description="also TF-IDF with logistic regression (needs the extra `baseline`)")
     output: str = Field("runs/reproduction", description="folder for the runs; those that are there aren't run again")
+    overwrite: bool = Field(False, description="replace runs of other data or settings in --output")
     report: str = Field("docs/results", description="folder for reproduction.md and reproduction.json")
     cpus_per_run: int = Field(1, gt=0, description="CPUs, and torch threads, of a run")
     gpus_per_run: float = Field(0.0, ge=0, description="GPU share of a run; 0.25 puts four on one")
     precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+
+    @model_validator(mode="after")
+    def _hold_numbers_in_range(self) -> Self:
+        if min(self.seeds) < 0:
+            raise ValueError("--seeds must be 0 or more")
+        if any(length < 1 for length in self.max_lengths):
+            raise ValueError("--max-lengths must be 1 or more")
+        return self
 
 
 class DemoSettings(Section):

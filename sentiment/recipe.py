@@ -6,6 +6,7 @@ Each setting can be overridden by a flag of the same name, by `SENTIMENT_TRAIN_â
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -37,6 +38,11 @@ class Recipe(BaseModel):
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps that warm up (one-cycle)")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     clip_norm: float = Field(1.0, ge=0, description="2-norm that gradients are scaled down to; 0: as they are")
+
+    @property
+    def usual_data(self) -> str:
+        """Where the data that it is meant for is looked for, if nobody says."""
+        return f"runs/{self.dataset}"
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
         """Copy with some settings replaced.
@@ -73,10 +79,34 @@ class WordRecipe(Recipe):
         """Shape of the recipe's model for a vocabulary and word vectors of a width."""
         raise NotImplementedError
 
+    @property
+    def usual_data(self) -> str:
+        """Where the data that it is meant for is looked for, if nobody says."""
+        return f"runs/{self.dataset}"
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
+        """Copy with some settings replaced.
+
+        Raises:
+            ConfigError: A value doesn't fit, alone or beside the others, or this kind of model has no such setting.
+        """
+        recipe = super().with_overrides(overrides)
+        try:
+            # Any vocabulary: the shape knows what doesn't go together, and here it is told before a worker starts.
+            recipe.model(vocabulary_size=2, embedding_dim=1, pad_id=1, unk_id=0)
+        except ValidationError as error:
+            raise ConfigError(describe(error)) from error
+        return recipe
+
     @field_validator("vectors", "embedding_dim", mode="before")
     @classmethod
     def _none_is_a_word(cls, value: Any) -> Any:
         return None if value == "none" else value
+
+    @field_validator("num_logits", mode="before")
+    @classmethod
+    def _number_from_a_flag(cls, value: Any) -> Any:
+        return int(value) if value in ("1", "2") else value
 
 
 class RecurrentRecipe(WordRecipe):
@@ -131,3 +161,13 @@ class BagRecipe(WordRecipe):
             pad_id=pad_id,
             unk_id=unk_id,
         )
+
+    @field_validator("hidden_dims", mode="before")
+    @classmethod
+    def _list_from_the_environment(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError("a list is written as JSON, [30, 10]") from None

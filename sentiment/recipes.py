@@ -187,6 +187,10 @@ TWEETS = BILSTM.model_copy(
     }
 )
 
+TWEETS_GLOVE = TWEETS.model_copy(
+    update={"name": "tweets-glove", "summary": "the same on GloVe", "vectors": "glove.twitter.27B.100d"}
+)
+
 # Ours for long texts: a quarter of the notebooks' cost. One narrow layer is enough where the head sees the maximum and
 # the mean over the whole review; the last state alone has forgotten most of it.
 REVIEWS = TWEETS.model_copy(
@@ -207,7 +211,7 @@ RECIPES: dict[str, WordRecipe] = {
     for recipe in (
         *(RNN, RNN_FIXED, LSTM, MULTILAYER_LSTM, BILSTM, BILSTM_PACKED, BIGRU),
         *(GLOVE_MLP, TWEET_RNN),
-        *(TWEETS, REVIEWS),
+        *(TWEETS, TWEETS_GLOVE, REVIEWS),
     )
 }
 

@@ -54,7 +54,7 @@ class BagConfig(_Shape):
     """Shape of a `sentiment.models.bag.BagClassifier`."""
 
     kind: Literal["bag"] = "bag"
-    hidden_dims: tuple[int, ...]
+    hidden_dims: tuple[Annotated[int, Field(gt=0)], ...]
 
 
 ModelConfig = Annotated[RecurrentConfig | BagConfig, Field(discriminator="kind")]

@@ -37,7 +37,8 @@ class PreparedData:
     Attributes:
         uri: Absolute where it is a local path.
         manifest: What `manifest.json` says.
-        digest: sha256 of the manifest; two folders with the same one hold the same rows.
+        digest: sha256 of what decides the rows: contents of the inputs and settings. Two folders with the same one hold
+            the same rows; preparing the same files again gives the same.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -49,14 +50,13 @@ class PreparedData:
         self._folder = Folder(str(uri))
         self.uri = str(uri) if is_uri(str(uri)) else self._folder.base
         try:
-            content = self._folder.read(MANIFEST)
-            self.manifest: dict[str, Any] = json.loads(content)
+            self.manifest: dict[str, Any] = json.loads(self._folder.read(MANIFEST))
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{uri} is no prepared data ({MANIFEST} is missing or broken): "
                 f"run jobs/prepare.py --input … --output {uri}"
             ) from error
-        self.digest = hashlib.sha256(content).hexdigest()
+        self.digest = _digest(self.manifest)
 
     def tokenizer(self) -> WordTokenizer:
         """The tokenizer that the ids are from.
@@ -109,3 +109,15 @@ class PreparedData:
         dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
         # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
         return dataset.to_table().sort_by(ROW_ID).combine_chunks()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Leaves out where the inputs lay, when and with which versions they were prepared, and how the output was cut."""
+    settings = {
+        name: value
+        for name, value in manifest.get("settings", {}).items()
+        if name not in ("input", "test_input", "rows_per_file")
+    }
+    inputs = [source.get("sha256") for source in manifest.get("inputs", [])]
+    counts = [manifest.get(name) for name in ("counts", "splits", "vocabulary")]
+    return hashlib.sha256(json.dumps([settings, inputs, counts], sort_keys=True).encode()).hexdigest()

@@ -233,7 +233,7 @@ def test_finished_run_reports_again(prepared: Prepared, trained: Trained) -> Non
     metrics = (trained.output / "metrics.jsonl").read_text()
     result = run_job(train_lstm.JOB, *flags_of(prepared, trained.output), "--resume")
     differing = {name for name in result if result[name] != trained.result[name]}
-    assert differing <= {"duration_s"}
+    assert differing <= {"duration_s", "test_rows_per_s"}  # how long, not what
     assert (trained.output / "metrics.jsonl").read_text() == metrics
 
 

@@ -1,4 +1,4 @@
-"""A small trained-looking bundle for the tests of bundles and predictors."""
+"""A small trained-looking bundle for the tests of bundles and predictors, a ragged batch for those of models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sentiment.bundle import Bundle, BundleConfig, write_bundle
 from sentiment.models import build_model
@@ -23,6 +24,16 @@ SENTENCES = [
     "the battery died again and I don't care",
     "what a day! sunny and warm",
 ]
+
+
+@pytest.fixture
+def ragged_batch() -> tuple[Tensor, Tensor]:
+    """ids_BT and lengths_B of nine rows of 1 to 17 words out of 50, padded with 1 to more than the longest needs."""
+    generator = torch.Generator().manual_seed(3)
+    lengths_B = torch.randint(1, 18, (9,), generator=generator)
+    ids_BT = torch.randint(2, 50, (9, 20), generator=generator)
+    ids_BT[torch.arange(20)[None] >= lengths_B[:, None]] = 1
+    return ids_BT.int(), lengths_B
 
 
 @pytest.fixture

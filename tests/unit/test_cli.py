@@ -30,7 +30,7 @@ JOBS |= {job.name: job for job in (m.JOB for m in (jobs.score, jobs.evaluate))}
 # From the issue, as scripts around us rely on it; what isn't in brackets is required, and nothing else is.
 CONTRACT = {
     "prepare": "--input PATH… --output DIR [--test-input PATH…] [--text-column C] [--label-column C] [--seed N]",
-    "train_lstm": "--data DIR --output DIR [--recipe NAME] [--epochs N] [--num-workers N] [--use-gpu] [--seed N] "
+    "train_lstm": "--output DIR [--data DIR] [--recipe NAME] [--epochs N] [--num-workers N] [--use-gpu] [--seed N] "
     "[--resume]",
     "score": "--model BUNDLE --input PATH… --output DIR [--text-column C]",
     "evaluate": "--model BUNDLE --input PATH… --output DIR [--text-column C] [--label-column C]",

@@ -90,13 +90,26 @@ def test_manifest_and_tokenizer(folder: Path) -> None:
         prepared.tokenizer()
 
 
-def test_digest_names_the_content(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A resumed run refuses other data by it, and takes a copy at another place."""
-    copy = tmp_path_factory.mktemp("copy")
-    (copy / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
-    assert PreparedData(copy).digest == PreparedData(folder).digest
-    (copy / "manifest.json").write_text('{"splits": {"train": {"rows": 41}}}')
-    assert PreparedData(copy).digest != PreparedData(folder).digest
+def test_digest_names_the_content(tmp_path: Path) -> None:
+    """A resumed run refuses other data by it, and takes the same data prepared elsewhere and at another time."""
+    manifest = {
+        "inputs": [{"path": "/a/tweets.csv", "bytes": 7, "sha256": "ab"}],
+        "settings": {"input": ["/a/tweets.csv"], "seed": 1, "rows_per_file": 9},
+        "splits": {"train": {"rows": 40}},
+        "created": "2026-01-01",
+    }
+
+    def digest(**change: object) -> str:
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        return PreparedData(tmp_path).digest
+
+    moved = {"input": ["/b/tweets.csv"], "seed": 1, "rows_per_file": 5}
+    inputs = [{"path": "/b/tweets.csv", "bytes": 7, "sha256": "ab"}]
+    assert digest(inputs=inputs, settings=moved, created="2026-02-02") == digest()
+    assert digest(settings={**moved, "seed": 2}) != digest()
+    assert digest(inputs=[{"path": "/a/tweets.csv", "bytes": 7, "sha256": "cd"}]) != digest()
+    assert digest(splits={"train": {"rows": 41}}) != digest()
+
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe\x00"])

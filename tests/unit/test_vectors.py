@@ -172,6 +172,31 @@ def test_table_special_tokens_are_zero_even_if_they_have_vectors() -> None:
     assert table.is_known_V.tolist() == [True, False]
 
 
+def test_wider_table_keeps_the_vectors_in_its_first_columns() -> None:
+    vectors = PretrainedVectors("v", [f"w{i}" for i in range(400)], torch.arange(800.0).reshape(400, 2))
+    table = vectors.table(["<unk>", "<pad>", *vectors.words, "meh"], std=0.3, seed=1, width=20).matrix_VE
+    assert table.shape == (403, 20)
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(table[2:402, :2], vectors.matrix_WE.numpy())
+    # 7,200 draws: their deviation is off by 0.8 % or so.
+    assert table[2:402, 2:].std() == pytest.approx(0.3, rel=0.03)
+    assert table[2:402, 2:].mean() == pytest.approx(0, abs=0.02)
+    assert np.all(table[402] != 0)
+    assert not table[:2].any()
+    np.testing.assert_array_equal(
+        table, vectors.table(["<unk>", "<pad>", *vectors.words, "meh"], std=0.3, seed=1, width=20).matrix_VE
+    )
+    still = vectors.table(["w3", "meh"], std=0, seed=1, width=3).matrix_VE
+    assert still.tolist() == [[6, 7, 0], [0, 0, 0]]
+
+
+def test_table_is_never_narrower_than_the_vectors() -> None:
+    vectors = small(a=[1.0, 2.0, 3.0])
+    with pytest.raises(ConfigError, match="small has vectors of 3 numbers, a width of 2 would cut them"):
+        vectors.table(["a"], std=1, seed=1, width=2)
+    assert vectors.table(["a"], std=1, seed=1, width=3).matrix_VE.tolist() == [[1, 2, 3]]
+
+
 def test_table_of_no_tokens() -> None:
     assert small(a=[1.0, 2.0]).table([], std=1, seed=1).matrix_VE.shape == (0, 2)
 

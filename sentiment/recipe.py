@@ -79,11 +79,6 @@ class WordRecipe(Recipe):
         """Shape of the recipe's model for a vocabulary and word vectors of a width."""
         raise NotImplementedError
 
-    @property
-    def usual_data(self) -> str:
-        """Where the data that it is meant for is looked for, if nobody says."""
-        return f"runs/{self.dataset}"
-
     def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
         """Copy with some settings replaced.
 

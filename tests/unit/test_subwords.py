@@ -22,7 +22,8 @@ UNK, PAD = 0, 1
 # ":)" and "!" share no n-gram with two others; "!" is the last, so its n-grams begin where the table ends.
 TOKENS = [
     *("<unk>", "<pad>", ":)", "love", "loved", "loooved", "lover", "loves", "hated", "hates", "hater", "rated"),
-    *("day", "days", "daylight", "<unk", "<unks>", "unk", "a", "aaaaaaa", "aaaa", "haaaate", "naïve", "naïf", "!"),
+    *("lovers", "loverly", "day", "days", "daylight", "<unk", "<unks>", "unk", "a", "aaaaaaa", "aaaa", "haaaate"),
+    *("naïve", "naïf", "!"),
 ]
 ALL = torch.arange(len(TOKENS))
 
@@ -146,6 +147,7 @@ def test_training_reaches_words_and_ngrams() -> None:
 def test_a_fresh_one_goes_on_from_a_checkpoint() -> None:
     """Numbers of n-grams are not in it: two embeddings of the same tokens must come to the same."""
     one, other = embedding(seed=0), embedding(seed=1)
+    assert one.state_dict().keys() == {"words.weight", "ngrams.weight"}
     assert not torch.equal(one(ALL), other(ALL))
     other.load_state_dict(one.state_dict())
     assert torch.equal(one(ALL), other(ALL))
@@ -163,7 +165,7 @@ def numbered() -> list[float]:
 def test_every_process_numbers_ngrams_alike() -> None:
     """The hash of strings differs from process to process, and with it the order of sets."""
     here = numbered()
-    assert len(set(here)) > 10, "words hardly differ in their n-grams: the test would show nothing"
+    assert len(set(here)) > 5, "words hardly differ in their n-grams: the test would show nothing"
     done = subprocess.run(
         [sys.executable, "-c", "import json, test_subwords as t; print(json.dumps(t.numbered()))"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "1"},

@@ -136,7 +136,7 @@ def test_wrong_value_of_a_variable_names_the_flag(monkeypatch: pytest.MonkeyPatc
 
 
 def test_missing_settings_are_named_together() -> None:
-    with pytest.raises(ConfigError, match="^--model is required; --input is required; --output is required$"):
+    with pytest.raises(ConfigError, match=r"^--model is required; --input is required; --output is required$"):
         load(ScoreSettings, {})
     with pytest.raises(ConfigError, match=r"--input: .*at least 1"):
         load(PrepareSettings, {"input": [], "output": "o"})

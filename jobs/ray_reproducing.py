@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import ray
 
 from jobs.baseline import NAME as BASELINE
 from jobs.baseline import check_installed
+from jobs.pretrained import Pretrained, load_pretrained
 from jobs.progress import Progress
 from jobs.reproduction_page import write_report
-from jobs.reproduction_run import Means, Planned, finished, identity_of, may_claim, run_planned
+from jobs.reproduction_run import RESULT, Planned, Resources, finished, identity_of, may_claim, run_planned
 from jobs.session import ray_session, require
-from jobs.training_run import Pretrained, load_pretrained
 from sentiment.config import RaySettings, ReproduceSettings
 from sentiment.corpora.prepared import PreparedData
 from sentiment.corpora.streams import is_uri
-from sentiment.errors import ConfigError, DataError, SentimentError
+from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipes import RECIPES, get_recipe, twin_of
 from sentiment.schema import SPLITS, TRAIN
 from sentiment.vectors.loading import load_vectors
@@ -76,9 +75,11 @@ def plan(settings: ReproduceSettings) -> list[Planned]:
     folders = {"imdb": settings.imdb, "sentiment140": settings.sentiment140}
     if not any(folders.values()):
         folders = {name: f"runs/{name}" if Path("runs", name).exists() else None for name in folders}
-    data = {name: _checked(folder) for name, folder in folders.items() if folder is not None}
+    data = {name: PreparedData(folder) for name, folder in folders.items() if folder is not None}
     if not data:
         raise ConfigError("nothing to train on: give --imdb, --sentiment140 or both, as jobs/prepare.py wrote them")
+    for prepared in data.values():
+        prepared.require(*SPLITS)
     for flag, uri in (("output", settings.output), ("report", settings.report)):
         if is_uri(uri):
             raise ConfigError(f"--{flag} {uri}: runs and report go to a local or shared folder, not to a URI")
@@ -96,24 +97,13 @@ def plan(settings: ReproduceSettings) -> list[Planned]:
         for dataset in datasets:
             for seed in settings.seeds:
                 folder = output / dataset / same.name / f"seed-{seed}"
-                runs[folder] = Planned(dataset, data[dataset], same, seed, folder)
+                runs[folder] = Planned(dataset, data[dataset].uri, same, seed, folder)
     baselines = [
-        Planned(dataset, uri, None, None, output / dataset / BASELINE)
-        for dataset, uri in data.items()
+        Planned(dataset, prepared.uri, None, None, output / dataset / BASELINE)
+        for dataset, prepared in data.items()
         if settings.baseline
     ]
     return [*baselines, *runs.values()]
-
-
-def _checked(folder: str) -> str:
-    """Absolute place of prepared data that can be trained on, and measured."""
-    prepared = PreparedData(folder)
-    if "splits" not in prepared.manifest:
-        raise DataError(f"{folder} was written by another job; give what jobs/prepare.py wrote")
-    for split in SPLITS:
-        if not prepared.manifest["splits"][split]["rows"]:
-            raise DataError(f"{folder} has no {split} rows: prepare more rows, or other shares of them")
-    return prepared.uri
 
 
 def _sort_out(
@@ -141,14 +131,13 @@ def _sort_out(
                 # Better now than after hours of other runs; those are one --recipes away.
                 raise type(error)(f"nothing was run: {run.label}: {error}") from error
         todo.append((run, pretrained))
-    for line in {f"{run.dataset}: {pretrained.line}": None for run, pretrained in todo if pretrained}:
+    for line in dict.fromkeys(f"{run.dataset}: {pretrained.line}" for run, pretrained in todo if pretrained):
         _say(line)
     return todo, kept
 
 
-def _run_all(todo: Iterable[tuple[Planned, Pretrained | None]], settings: ReproduceSettings) -> dict[str, Exception]:
+def _run_all(todo: list[tuple[Planned, Pretrained | None]], settings: ReproduceSettings) -> dict[str, Exception]:
     """Run tasks, as many at once as there is room for; returns what failed."""
-    todo = list(todo)
     task = ray.remote(run_planned).options(
         num_cpus=settings.cpus_per_run, num_gpus=settings.gpus_per_run, max_retries=2
     )
@@ -161,14 +150,15 @@ def _run_all(todo: Iterable[tuple[Planned, Pretrained | None]], settings: Reprod
             # length of its own.
             reads_padding = getattr(run.recipe, "reads_padding", False)
             is_measured = run.dataset == "imdb" and run.seed == settings.seeds[0] and not reads_padding
-            means = Means(
+            resources = Resources(
                 cpus=settings.cpus_per_run,
                 use_gpu=settings.gpus_per_run > 0,
                 precision=settings.precision,
                 max_lengths=tuple(settings.max_lengths) if is_measured else (),
                 board=progress.board,
             )
-            waiting[task.remote(run, pretrained, means)] = run
+            on_gpu = task if run.recipe else task.options(num_gpus=0)
+            waiting[on_gpu.remote(run, pretrained, resources)] = run
         while waiting:
             [ready], _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)
@@ -176,6 +166,10 @@ def _run_all(todo: Iterable[tuple[Planned, Pretrained | None]], settings: Reprod
                 result = ray.get(ready)
                 if error := result.get("error"):
                     raise error
+                if not (run.folder / RESULT).exists():
+                    raise ConfigError(
+                        f"{run.folder} isn't seen from here: --output must be a folder that all nodes see"
+                    )
             except (SentimentError, ray.exceptions.RayError) as error:
                 failures[run.label] = error
                 progress.board.say.remote(f"{run.label}: failed: {error}")

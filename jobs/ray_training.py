@@ -21,11 +21,12 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.pretrained import load_pretrained
 from jobs.progress import Progress
 from jobs.report import plot_curve
 from jobs.session import ray_session, require
 from jobs.train_worker import Work, train_worker
-from jobs.training_run import Run, load_pretrained
+from jobs.training_run import Run
 from sentiment.config import RaySettings, TrainSettings
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.prepared import PreparedData
@@ -51,13 +52,8 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
     Raises:
         SentimentError: Data, settings or resources are not as they must be.
     """
-    data = settings.data or recipe.usual_data
-    prepared = PreparedData(data)
-    if "splits" not in prepared.manifest:
-        raise DataError(f"{data} was written by another job; --data takes what jobs/prepare.py wrote")
-    for split in (TRAIN, VALIDATION):
-        if not prepared.manifest["splits"][split]["rows"]:
-            raise DataError(f"{data} has no {split} rows: prepare more rows or another --validation-share")
+    prepared = PreparedData(settings.data or recipe.usual_data)
+    prepared.require(TRAIN, VALIDATION)
     if is_uri(settings.output):
         raise ConfigError(f"--output {settings.output}: training writes to a local or shared folder, not to a URI")
     output = Path(settings.output).absolute()
@@ -65,9 +61,6 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
     # Ray Train gives each worker a folder of its own to stand in, so relative paths mean nothing there.
     run = Run(recipe, prepared.uri, settings.seed, settings.precision, settings.checkpoint_steps)
     _check_output(output, settings, run)
-    if pretrained := load_pretrained(recipe, prepared, settings.seed):
-        run = dataclasses.replace(run, pretrained=pretrained)
-        print(pretrained.line, file=sys.stderr, flush=True)
     with ray_session(ray_settings):
         require(
             settings.num_workers,
@@ -75,6 +68,10 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
             cpus=settings.cpus_per_worker,
             gpus=1 if settings.use_gpu else 0,
         )
+        # The last thing that can refuse the run, and the longest: vectors may be fetched.
+        if pretrained := load_pretrained(recipe, prepared, settings.seed):
+            run = dataclasses.replace(run, pretrained=pretrained)
+            print(pretrained.line, file=sys.stderr, flush=True)
         _claim_output(output, settings, run.identity)
         with Progress("train", "steps") as progress:
             work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)

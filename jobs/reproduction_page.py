@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.baseline import NAME as BASELINE
 from jobs.report import machine_line
+from jobs.reproduction_run import RESULT, read_result
 from sentiment.corpora.folder import Folder
 from sentiment.recipes import RECIPES, twin_of
 
@@ -22,22 +23,23 @@ MARKER = "<!-- Written by hand from here on; jobs/reproduce.py keeps it. -->"
 _DATASETS = {"imdb": "IMDB", "sentiment140": "Sentiment140"}
 _HEAD = f"""# The notebooks' models, reproduced
 
-Written by
+Made with `jobs/reproduce.py`:
 
 ```sh
 python jobs/prepare.py --input imdb/train.parquet --test-input imdb/test.parquet --output runs/imdb
 python jobs/prepare.py --input sentiment140.parquet --output runs/sentiment140
-python jobs/reproduce.py --vectors glove.6B.50d.txt
+python jobs/reproduce.py --vectors FILE              # --recipes and --seeds for a part of it
 ```
 
-Test accuracy of the epoch with the lowest validation loss: mean ± standard deviation over the seeds that are named.
-Seconds of an epoch and training rows/s count training steps; test rows/s is the forward pass over encoded rows.
-`{BASELINE}` is TF-IDF of words and word pairs with logistic regression (scikit-learn), its strength chosen on the
-validation rows: what one would try first.
+Test and validation accuracy of the epoch with the lowest validation loss: mean ± standard deviation over the seeds that
+are named. Coverage is the share of the training rows' tokens that have a pretrained vector. Seconds of an epoch and
+training rows/s count training steps; test rows/s is the forward pass over encoded rows. `{BASELINE}` is TF-IDF of words
+and word pairs with logistic regression (scikit-learn), its strength chosen on the validation rows: what one would try
+first.
 """
 _COLUMNS = (
-    *("recipe", "source's result", "ours", "seeds", "parameters", "of them trained", "best epoch"),
-    *("s an epoch", "training rows/s", "test rows/s", "machine"),
+    *("recipe", "source's result", "our test", "our validation", "seeds", "vectors (coverage)"),
+    *("parameters", "of them trained", "best epoch", "s an epoch", "training rows/s", "test rows/s", "on"),
 )
 
 
@@ -54,9 +56,11 @@ def write_report(output: Path, report: Path) -> Path:
     report.mkdir(parents=True, exist_ok=True)
     folder, page = Folder(str(report)), report / PAGE
     earlier = json.loads((report / RAW).read_text())["runs"] if (report / RAW).exists() else []
-    found = [_public(json.loads(path.read_text())) for path in sorted(output.glob("*/*/**/result.json"))]
+    # No deeper: checkpoints come and go below while other runs are under way.
+    paths = sorted([*output.glob(f"*/*/seed-*/{RESULT}"), *output.glob(f"*/{BASELINE}/{RESULT}")])
+    found = [_public(result) for path in paths if (result := read_result(path))]
     results = list({_key(result): result for result in filter(_is_current, [*earlier, *found])}.values())
-    results.sort(key=lambda result: json.dumps(_key(result)))
+    results.sort(key=_key)
     by_hand = page.read_text(encoding="utf-8").partition(MARKER)[2] if page.exists() else "\n"
     folder.write_json(RAW, {"runs": results})
     folder.write_text(PAGE, _page(results) + MARKER + by_hand)
@@ -71,9 +75,15 @@ def _public(result: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in result.items() if name != "identity"}, "settings": settings}
 
 
-def _key(result: dict[str, Any]) -> tuple[str, str, str, str]:
+def _row_of(result: dict[str, Any]) -> tuple[str, ...]:
+    """What the runs of one row of a table have in common: all but the seed."""
+    about = (result[name] for name in ("dataset", "data", "recipe"))
+    return (*about, result.get("vectors") or "", result.get("precision", ""), machine_line(result["machine"]))
+
+
+def _key(result: dict[str, Any]) -> str:
     """What there is one result of."""
-    return result["dataset"], result["recipe"], str(result["seed"]), machine_line(result["machine"])
+    return json.dumps([*_row_of(result), result["seed"]])
 
 
 def _is_current(result: dict[str, Any]) -> bool:
@@ -84,9 +94,8 @@ def _is_current(result: dict[str, Any]) -> bool:
     if recipe is None:
         return False
     names = {*type(recipe).model_fields} - {*recipe.WORDS, "vectors"}
-    return all(
-        result["settings"].get(name) == value for name, value in recipe.model_dump(mode="json", include=names).items()
-    )
+    settings = recipe.model_dump(mode="json", include=names)
+    return all(result["settings"].get(name) == value for name, value in settings.items())
 
 
 def _page(results: list[dict[str, Any]]) -> str:
@@ -94,54 +103,56 @@ def _page(results: list[dict[str, Any]]) -> str:
     parts = [_HEAD]
     for dataset, title in _DATASETS.items():
         here = [result for result in results if result["dataset"] == dataset]
-        if here:
-            parts.append(f"\n## {title}\n\n{_rows_line(here)}\n\n{_table(here, machines)}")
-            parts.append(_lengths(here))
+        for data in dict.fromkeys(result["data"] for result in here):
+            runs = [result for result in here if result["data"] == data]
+            rows = ", ".join(f"{count:,} {split}" for split, count in runs[0]["rows"].items())
+            parts.append(f"\n## {title}\n\nRows: {rows} (data {data}).\n\n{_table(runs, machines)}{_lengths(runs)}")
     if machines:
-        parts.append("\nMachines: " + "; ".join(f"{_letter(at)}: {line}" for at, line in enumerate(machines)) + ".\n")
+        parts.append("\nOn " + "; ".join(f"{_letter(at)}: {line}" for at, line in enumerate(machines)) + ".\n")
     parts.append("\n")
     return "".join(parts)
-
-
-def _rows_line(results: list[dict[str, Any]]) -> str:
-    counts = next((result["rows"] for result in results if "rows" in result), None)
-    if counts is None:
-        return ""
-    return f"{counts['train']:,} training, {counts['validation']:,} validation and {counts['test']:,} test rows."
 
 
 def _table(results: list[dict[str, Any]], machines: list[str]) -> str:
     lines = []
     for name in (BASELINE, *RECIPES):
         same = BASELINE if name == BASELINE else twin_of(RECIPES[name]).name
-        for at, machine in enumerate(machines):
-            runs = [r for r in results if r["recipe"] == same and machine_line(r["machine"]) == machine]
-            if runs:
-                lines.append(_line(name, same, runs, _letter(at)))
+        rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for result in results:
+            if result["recipe"] == same:
+                rows.setdefault(_row_of(result), []).append(result)
+        for runs in rows.values():
+            letter = _letter(machines.index(machine_line(runs[0]["machine"])))
+            lines.append(_baseline_line(runs[0], letter) if name == BASELINE else _line(name, same, runs, letter))
     return _markdown(_COLUMNS, lines)
+
+
+def _baseline_line(run: dict[str, Any], letter: str) -> list[str]:
+    parameters = f"{run['parameters']:,}"
+    accuracies = [mean_and_deviation([run[f"{split}_accuracy"]]) for split in ("test", "validation")]
+    return [
+        *(f"`{BASELINE}`", "–", *accuracies, "–", "–", parameters, parameters, "–"),
+        *(f"{run['train_s']:.0f} (all)", f"{run['rows_per_s']:,}", f"{run['test_rows_per_s']:,}", letter),
+    ]
 
 
 def _line(name: str, same: str, runs: list[dict[str, Any]], letter: str) -> list[str]:
     first = runs[0]
-    if name == BASELINE:
-        parameters = f"{first['parameters']:,}"
-        return [
-            *(f"`{name}`", "–", mean_and_deviation([first["test_accuracy"]]), "–", parameters, parameters, "–"),
-            *(f"{first['train_s']:.0f} (all)", f"{first['rows_per_s']:,}", f"{first['test_rows_per_s']:,}", letter),
-        ]
     epochs = [epoch["train_s"] for run in runs for epoch in run["history"]]
     return [
         f"`{name}`" + ("" if same == name else f" (is `{same}`)"),
         RECIPES[name].source_result,
         f"**{mean_and_deviation(run['test_accuracy'] for run in runs)}**",
+        mean_and_deviation(run["validation_accuracy"] for run in runs),
         ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"])),
+        f"{first['vectors']} ({first['token_coverage']:.1%})" if first["vectors"] else "–",
         f"{first['parameters']:,}",
         f"{first['trainable_parameters']:,}",
         f"{statistics.mean(run['best_epoch'] for run in runs):.1f} of {first['epochs']}",
         f"{statistics.mean(epochs):.0f}",
         f"{statistics.mean(run['rows_per_s'] for run in runs):,.0f}",
         f"{statistics.mean(run['test_rows_per_s'] for run in runs):,.0f}",
-        letter,
+        f"{letter}, {first['precision']}",
     ]
 
 

@@ -19,8 +19,9 @@ import torch
 
 from jobs.baseline import NAME as BASELINE
 from jobs.baseline import measure
+from jobs.pretrained import Pretrained
 from jobs.report import machine
-from jobs.training_run import Place, Pretrained, Run, batches, bundle_run, train_run
+from jobs.training_run import Place, Run, batches, bundle_run, train_run
 from sentiment.checkpoint import Checkpoint
 from sentiment.config import Precision
 from sentiment.corpora.folder import Folder
@@ -61,7 +62,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Means:
+class Resources:
     """What a run computes with, and whom it tells.
 
     Attributes:
@@ -88,39 +89,47 @@ def identity_of(planned: Planned, precision: Precision) -> dict[str, Any]:
 
 def finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The result of a run that is there already, unless it was made of something else."""
+    result = read_result(folder / RESULT)
+    return result if result and result["identity"] == identity else None
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """A run's result; None if it isn't there or was cut short."""
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    except FileNotFoundError:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
-    return result if result["identity"] == identity else None
+    return result if "identity" in result else None
 
 
-def run_planned(planned: Planned, pretrained: Pretrained | None, means: Means) -> dict[str, Any]:
+def run_planned(planned: Planned, pretrained: Pretrained | None, resources: Resources) -> dict[str, Any]:
     """Do a run, or what is left of it.
 
     A mistake of the user's is returned as `error`: raised, it would come out wrapped, and be tried again.
     """
     try:
         if planned.recipe is None:
-            return _finish(planned, identity_of(planned, means.precision), measure(planned.data))
-        return _train(planned, planned.recipe, pretrained, means)
+            identity = identity_of(planned, resources.precision)
+            _claim(planned.folder, identity)
+            return _finish(planned, identity, measure(planned.data))
+        return _train(planned, planned.recipe, pretrained, resources)
     except SentimentError as error:
         return {"error": error}
 
 
-def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, means: Means) -> dict[str, Any]:
+def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, resources: Resources) -> dict[str, Any]:
     assert planned.seed is not None
-    torch.set_num_threads(means.cpus)
-    run = Run(recipe, planned.data, planned.seed, means.precision, pretrained=pretrained)
+    torch.set_num_threads(resources.cpus)
+    run = Run(recipe, planned.data, planned.seed, resources.precision, pretrained=pretrained)
     identity = run.identity
     _claim(planned.folder, identity)
-    place = Place(rank=0, world_size=1, device=torch.device("cuda" if means.use_gpu else "cpu"))
-    resume = _last_checkpoint(planned, means)
-    trained = train_run(run, place, hooks=_hooks(planned, run, means, resume), resume=resume)
+    place = Place(rank=0, world_size=1, device=torch.device("cuda" if resources.use_gpu else "cpu"))
+    resume = _last_checkpoint(planned, resources)
+    trained = train_run(run, place, hooks=_hooks(planned, run, resources, resume), resume=resume)
     bundle_run(planned.folder / "bundle", run, trained)
     prepared = PreparedData(run.data)
     accuracies = {recipe.max_length: trained.metrics["test_accuracy"]}
-    for length in means.max_lengths:
+    for length in resources.max_lengths:
         if length not in accuracies:
             data = batches(run, prepared, TEST, place, max_length=length)
             precision = resolve_precision(run.precision, place.device)
@@ -136,10 +145,10 @@ def _finish(planned: Planned, identity: dict[str, Any], figures: dict[str, Any])
         "seed": planned.seed,
         "rows": {split: PreparedData(planned.data).manifest["splits"][split]["rows"] for split in SPLITS},
         **figures,
+        "data": identity["data"][:12],
         "machine": _machine(figures.get("device") == "cuda"),
         "identity": identity,
     }
-    planned.folder.mkdir(parents=True, exist_ok=True)
     Folder(str(planned.folder)).write_json(RESULT, result)
     for checkpoint in planned.folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -152,40 +161,44 @@ def _machine(use_gpu: bool) -> dict[str, Any]:
 
 
 def may_claim(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether a folder is free, or holds this very run."""
+    """Whether a folder holds nothing that took time, or this very run."""
+    if not (folder / RESULT).exists() and not list(folder.glob("checkpoint-[0-9]*")):
+        return True
+    return _is(folder, identity)
+
+
+def _is(folder: Path, identity: dict[str, Any]) -> bool:
     try:
         return bool(json.loads((folder / IDENTITY).read_text()) == identity)
-    except FileNotFoundError:
-        return True
-    except ValueError:
+    except (OSError, ValueError):
         return False
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Keep what an earlier try of the same run left; drop what was made of something else."""
-    if not (folder / IDENTITY).exists() or not may_claim(folder, identity):
+    if not _is(folder, identity):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         Folder(str(folder)).write_json(IDENTITY, identity)
 
 
-def _last_checkpoint(planned: Planned, means: Means) -> Checkpoint | None:
+def _last_checkpoint(planned: Planned, resources: Resources) -> Checkpoint | None:
     """What an earlier try left. One that can't be read (the machine went down) is dropped: the run loses its epochs."""
     for folder in sorted(planned.folder.glob("checkpoint-[0-9]*"), reverse=True):
         try:
             return Checkpoint.load(folder)
         except DataError:
-            means.board.say.remote(f"{planned.label}: {folder.name} is damaged and was dropped")
+            resources.board.say.remote(f"{planned.label}: {folder.name} is damaged and was dropped")
             shutil.rmtree(folder)
     return None
 
 
-def _hooks(planned: Planned, run: Run, means: Means, resume: Checkpoint | None) -> Hooks:
+def _hooks(planned: Planned, run: Run, resources: Resources, resume: Checkpoint | None) -> Hooks:
     """Checkpoints go to the run's folder, words and rows to the board."""
     told_at, untold = time.monotonic(), 0
     rows = PreparedData(run.data).manifest["splits"]["train"]["rows"]
     if resume is not None:
-        means.board.add.remote(rows * resume.progress.epoch)
+        resources.board.add.remote(rows * resume.progress.epoch)
 
     def on_checkpoint(checkpoint: Checkpoint, figures: dict[str, Any] | None) -> None:
         assert figures is not None
@@ -196,7 +209,7 @@ def _hooks(planned: Planned, run: Run, means: Means, resume: Checkpoint | None) 
         beside.rename(planned.folder / f"checkpoint-{figures['epoch']:04}")
         for older in sorted(planned.folder.glob("checkpoint-[0-9]*"))[:-1]:
             shutil.rmtree(older)
-        means.board.say.remote(
+        resources.board.say.remote(
             f"{planned.label}: epoch {figures['epoch']}/{run.recipe.epochs}  {figures['train_s']:.0f} s  "
             f"validation loss {figures['validation_loss']:.4f}  accuracy {figures['validation_accuracy']:.2%}"
         )
@@ -205,7 +218,7 @@ def _hooks(planned: Planned, run: Run, means: Means, resume: Checkpoint | None) 
         nonlocal told_at, untold
         untold += run.recipe.batch_size if step < steps else rows - (steps - 1) * run.recipe.batch_size
         if step == steps or time.monotonic() - told_at > _TELL_EVERY_S:
-            means.board.add.remote(untold)
+            resources.board.add.remote(untold)
             told_at, untold = time.monotonic(), 0
 
     return Hooks(on_checkpoint, on_step)

@@ -6,15 +6,14 @@ The workers of Ray Train (`jobs.train_worker`) and the tasks of `jobs/reproduce.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from jobs.pretrained import Pretrained
 from jobs.report import model_card
 from sentiment.batching import LengthBucketedBatches
 from sentiment.bundle import Bundle, BundleConfig, write_bundle
@@ -24,46 +23,20 @@ from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import resolve_precision
 from sentiment.metrics import Figures
 from sentiment.models import build_model, count_parameters
+from sentiment.models.bag import BagClassifier
 from sentiment.models.head import WordEmbedding
+from sentiment.models.rnn import RecurrentClassifier
 from sentiment.models.subwords import SubwordEmbedding
 from sentiment.recipe import Recipe, WordRecipe
 from sentiment.schema import TEST, TRAIN, VALIDATION
 from sentiment.shapes import ModelConfig
 from sentiment.tokenizers import WordTokenizer
 from sentiment.training import Hooks, Optimisation, evaluate, fit
-from sentiment.vectors.loading import load_vectors
-from sentiment.vectors.space import EmbeddingTable, PretrainedVectors
 
 # Rows of a worker's batch when only measuring: no gradients to keep, so more than a training batch fits.
 EVALUATION_BATCH = 256
 # Of word vectors where neither the recipe nor pretrained vectors say; the notebooks'.
 _DEFAULT_WIDTH = 100
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Rows of pretrained vectors for a tokenizer's words, and what they cover.
-
-    Attributes:
-        name: File or name that they come from.
-        table: Rows for the embedding.
-        word_coverage: Share of the vocabulary that has a vector.
-        token_coverage: Share of the training rows' tokens that have one.
-    """
-
-    name: str
-    table: EmbeddingTable
-    word_coverage: float
-    token_coverage: float
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        words, known = len(self.table.is_known_V), int(self.table.is_known_V.sum())
-        return (
-            f"{self.name}: vectors for {known:,} of {words:,} words ({self.word_coverage:.1%}), "
-            f"{self.token_coverage:.1%} of all tokens"
-        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +69,8 @@ class Run:
         recipe = self.recipe.model_dump(mode="json", exclude={*Recipe.WORDS} - {"name"})
         if self.recipe.vectors:
             recipe["vectors"] = Path(self.recipe.vectors).name
-        return {"data": PreparedData(self.data).digest, "recipe": recipe, "seed": self.seed}
+        data = PreparedData(self.data).digest
+        return {"data": data, "recipe": recipe, "seed": self.seed, "precision": self.precision}
 
 
 @dataclass(frozen=True)
@@ -125,39 +99,6 @@ class Trained:
     metrics: dict[str, Any]
 
 
-def load_pretrained(
-    recipe: WordRecipe,
-    prepared: PreparedData,
-    seed: int,
-    load: Callable[[str], PretrainedVectors] = load_vectors,
-) -> Pretrained | None:
-    """Look the vocabulary's words up in the recipe's vectors.
-
-    Args:
-        recipe: Names the vectors, and how the vectors of other words are drawn.
-        prepared: Vocabulary and training rows.
-        seed: Of those draws.
-        load: Reads vectors; a caller with many runs keeps them.
-
-    Returns:
-        None if the recipe takes no vectors.
-
-    Raises:
-        DataError: The vectors can't be read or fetched.
-    """
-    if recipe.vectors is None:
-        return None
-    vectors = load(recipe.vectors)
-    table = vectors.table(prepared.tokenizer().tokens, std=recipe.embedding_std, seed=seed, width=recipe.embedding_dim)
-    counts_V = np.bincount(prepared.examples(TRAIN).ids, minlength=len(table.is_known_V))
-    return Pretrained(
-        name=Path(recipe.vectors).name,
-        table=table,
-        word_coverage=float(table.is_known_V.mean()),
-        token_coverage=float(counts_V[table.is_known_V].sum() / counts_V.sum()),
-    )
-
-
 def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None) -> Trained:
     """Train, choose the best epoch, measure it on the test rows.
 
@@ -173,19 +114,7 @@ def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None
     recipe, prepared = run.recipe, PreparedData(run.data)
     tokenizer = prepared.tokenizer()
     precision = resolve_precision(run.precision, place.device)
-    table = run.pretrained.table if run.pretrained else None
-    embedding_dim = recipe.embedding_dim or _DEFAULT_WIDTH if table is None else table.matrix_VE.shape[1]
-    shape = recipe.model(tokenizer.vocabulary_size, embedding_dim, tokenizer.pad_id, tokenizer.unk_id)
-    torch.manual_seed(run.seed)
-    model = build_model(shape)
-    if table is not None:
-        with torch.no_grad():
-            model.get_parameter("embedding.weight").copy_(torch.from_numpy(table.matrix_VE))
-    if recipe.subwords:
-        assert isinstance(model.embedding, WordEmbedding)
-        special = (tokenizer.unk_id, tokenizer.pad_id)
-        model.embedding = SubwordEmbedding(model.embedding, tokenizer.tokens, recipe.embedding_std, special)
-    trainable = count_parameters(model, trainable=True)
+    model, shape = _build(run, tokenizer)
     final = fit(
         model,
         batches(run, prepared, TRAIN, place),
@@ -206,7 +135,7 @@ def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None
     metrics = {
         "recipe": recipe.name,
         "parameters": count_parameters(model),
-        "trainable_parameters": trainable,
+        "trainable_parameters": count_parameters(model, trainable=True),
         "vocabulary": tokenizer.vocabulary_size,
         "vectors": run.pretrained.name if run.pretrained else None,
         "token_coverage": run.pretrained.token_coverage if run.pretrained else None,
@@ -218,6 +147,23 @@ def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None
         "history": final.progress.history,
     }
     return Trained(model, shape, tokenizer, metrics)
+
+
+def _build(run: Run, tokenizer: WordTokenizer) -> tuple[RecurrentClassifier | BagClassifier, ModelConfig]:
+    """The model to be trained, and the shape that it has once n-grams are folded into its word vectors."""
+    recipe, table = run.recipe, run.pretrained.table if run.pretrained else None
+    embedding_dim = table.matrix_VE.shape[1] if table else recipe.embedding_dim or _DEFAULT_WIDTH
+    shape = recipe.model(tokenizer.vocabulary_size, embedding_dim, tokenizer.pad_id, tokenizer.unk_id)
+    torch.manual_seed(run.seed)
+    model = build_model(shape)
+    if table:
+        with torch.no_grad():
+            model.get_parameter("embedding.weight").copy_(torch.from_numpy(table.matrix_VE))
+    if recipe.subwords:
+        assert isinstance(model.embedding, WordEmbedding)
+        special = (tokenizer.unk_id, tokenizer.pad_id)
+        model.embedding = SubwordEmbedding(model.embedding, tokenizer.tokens, recipe.embedding_std, special)
+    return model, shape
 
 
 def bundle_run(folder: Path, run: Run, trained: Trained) -> Bundle:

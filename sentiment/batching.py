@@ -24,6 +24,8 @@ from torch import Tensor
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
+# Padded tokens of a batch for inference on one process: 256 tweets, or 32 texts of 512 tokens.
+TOKEN_BUDGET = 16_384
 # Batches in one length-sorted window. 32 leaves about 3 % padding on tweets; more would only make order less random.
 WINDOW_BATCHES = 32
 
@@ -139,7 +141,8 @@ class LengthBucketedBatches:
         batch_size: Global rows of a batch, over all ranks.
         pad_id: Fills short rows.
         max_length: Rows are cut to their first tokens.
-        shuffle: Random order by (seed, epoch); otherwise by length, for evaluation.
+        shuffle: Random order by (seed, epoch); otherwise by length and in smaller batches where texts are long, for
+            evaluation.
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
@@ -168,7 +171,7 @@ class LengthBucketedBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch, the same on every rank."""
-        return math.ceil(len(self.examples) / self.batch_size)
+        return math.ceil(len(self.examples) / self.batch_size) if self.shuffle else len(self.plan(0))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of one epoch.
@@ -185,7 +188,7 @@ class LengthBucketedBatches:
         """Row numbers of each global batch of an epoch."""
         lengths_N = np.minimum(self.examples.lengths_N, self.max_length)
         if not self.shuffle:
-            return _cut(np.argsort(lengths_N, kind="stable"), self.batch_size)
+            return length_ordered(lengths_N, self.batch_size, TOKEN_BUDGET * self.world_size)
         random = np.random.default_rng((self.seed, epoch))
         order_N = random.permutation(len(lengths_N))
         batches: list[Int64Array] = []

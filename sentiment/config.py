@@ -141,15 +141,19 @@ class ReproduceSettings(Section):
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_REPRODUCE_")
     section = "reproduce"
 
-    imdb: str | None = Field(None, description="IMDB as jobs/prepare.py wrote it; none of both: runs/imdb if there")
-    sentiment140: str | None = Field(None, description="Sentiment140, likewise; none of both: runs/sentiment140")
+    imdb: str | None = Field(
+        None, description="IMDB as jobs/prepare.py wrote it; runs/imdb if neither of both is given"
+    )
+    sentiment140: str | None = Field(None, description="Sentiment140, likewise; runs/sentiment140")
     recipes: list[str] = Field([], description="recipes to run; none: all")
     seeds: list[int] = Field([1, 2, 3], min_length=1, description="a run for each")
     datasets: Literal["own", "all"] = Field("own", description="data that a recipe is meant for, or all that is given")
     vectors: str | None = Field(None, description="file or name of vectors to use where a recipe asks for some")
-    max_lengths: list[int] = Field([128, 256, 1024], description="other maximum lengths to measure on long texts")
+    max_lengths: list[int] = Field([128, 256, 1024], description="other maximum lengths that IMDB runs are measured at")
     baseline: bool = Field(True, description="also TF-IDF with logistic regression (needs the extra `baseline`)")
-    output: str = Field("runs/reproduction", description="folder for the runs; those that are there aren't run again")
+    output: str = Field(
+        "runs/reproduction", description="folder for the runs, seen by all nodes; finished ones are kept"
+    )
     overwrite: bool = Field(False, description="replace runs of other data or settings in --output")
     report: str = Field("docs/results", description="folder for reproduction.md and reproduction.json")
     cpus_per_run: int = Field(1, gt=0, description="CPUs, and torch threads, of a run")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sentiment.batching import length_ordered, pad
+from sentiment.batching import TOKEN_BUDGET, length_ordered, pad
 from sentiment.bundle import Bundle
 from sentiment.config import Precision
 from sentiment.devices import autocast, pick_device, resolve_precision
@@ -24,9 +24,8 @@ from sentiment.models import build_model
 from sentiment.schema import LABELS, NEGATIVE, POSITIVE
 from sentiment.text import normalise
 
-# Rows of a batch and the padded tokens it may hold: 256 tweets, or 32 texts of 512 tokens.
+# Rows of a batch, fewer where texts are long (`TOKEN_BUDGET`).
 BATCH_SIZE = 256
-TOKEN_BUDGET = 16_384
 
 FloatArray = npt.NDArray[np.float32]
 

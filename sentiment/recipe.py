@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sentiment.config import describe
 from sentiment.errors import ConfigError
@@ -36,7 +36,7 @@ class Recipe(BaseModel):
     learning_rate: float = Field(gt=0, description="(peak) learning rate")
     schedule: Literal["constant", "one-cycle"] = Field("constant", description="course of the learning rate")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps that warm up (one-cycle)")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay: decoupled (adamw), L2 (sgd)")
     clip_norm: float = Field(1.0, ge=0, description="2-norm that gradients are scaled down to; 0: as they are")
 
     @property
@@ -62,11 +62,13 @@ class Recipe(BaseModel):
 class WordRecipe(Recipe):
     """A model on word vectors."""
 
+    SHAPE: ClassVar[type[RecurrentConfig | BagConfig]]
+
     vectors: str | None = Field(
         None, description="pretrained vectors: a file in GloVe's format, a name such as glove.6B.100d, or none"
     )
     embedding_dim: int | None = Field(
-        None, gt=0, description="width of a token's vector; none: that of the pretrained vectors, or 100"
+        None, gt=0, description="width of a token's vector, unless pretrained ones are wider; none: theirs, or 100"
     )
     embedding_std: float = Field(ge=0, description="spread of what pretrained vectors don't fill")
     frozen_embedding: bool = Field(False, description="keep the word vectors as they are")
@@ -77,7 +79,10 @@ class WordRecipe(Recipe):
 
     def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> ModelConfig:
         """Shape of the recipe's model for a vocabulary and word vectors of a width."""
-        raise NotImplementedError
+        fields = self.model_dump(include={*self.SHAPE.model_fields} - {"embedding_dim"})
+        sizes = {"vocabulary_size": vocabulary_size, "embedding_dim": embedding_dim}
+        config: ModelConfig = self.SHAPE.model_validate({**fields, **sizes, "pad_id": pad_id, "unk_id": unk_id})
+        return config
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
         """Copy with some settings replaced.
@@ -93,6 +98,14 @@ class WordRecipe(Recipe):
             raise ConfigError(describe(error)) from error
         return recipe
 
+    @model_validator(mode="after")
+    def _can_learn(self) -> Self:
+        if self.vectors is None and (self.frozen_embedding or not self.embedding_std):
+            raise ValueError("without --vectors they have to be trained: --no-frozen-embedding --embedding-std 0.1")
+        if self.frozen_embedding and self.subwords:
+            raise ValueError("--subwords trains word vectors, --frozen-embedding keeps them: one of both")
+        return self
+
     @field_validator("vectors", "embedding_dim", mode="before")
     @classmethod
     def _none_is_a_word(cls, value: Any) -> Any:
@@ -107,55 +120,33 @@ class WordRecipe(Recipe):
 class RecurrentRecipe(WordRecipe):
     """A recurrent classifier, `sentiment.models.rnn`."""
 
+    SHAPE = RecurrentConfig
+
     cell: Cell = Field("lstm", description="recurrent cell; rnn is Elman's, with tanh")
-    hidden_dim: int = Field(gt=0, description="width of one direction's state")
+    hidden_dim: int = Field(gt=0, description="width of one direction's state, for the recurrent recipes")
     num_layers: int = Field(gt=0, description="stacked recurrent layers")
     bidirectional: bool = Field(description="read the text from both ends")
-    pooling: Pooling = Field("last", description="what the head sees: state at the last token, maximum, or all three")
-    state_layers: int = Field(1, gt=0, description="layers from the top whose last states the head sees")
-    reads_padding: bool = Field(False, description="fill texts up to max_length and read the padding too")
+    pooling: Pooling = Field(
+        "last", description="what the head sees: last state, maximum, or concat of last, maximum, mean"
+    )
+    state_layers: int = Field(1, gt=0, description="layers whose last states the head sees (pooling last)")
+    reads_padding: bool = Field(
+        False, description="fill texts up to max_length and read the padding too (pooling last)"
+    )
 
     def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> RecurrentConfig:
         """Shape of the recipe's model for a vocabulary."""
-        return RecurrentConfig(
-            vocabulary_size=vocabulary_size,
-            embedding_dim=embedding_dim,
-            embedding_std=self.embedding_std,
-            frozen_embedding=self.frozen_embedding,
-            cell=self.cell,
-            hidden_dim=self.hidden_dim,
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            pooling=self.pooling,
-            state_layers=self.state_layers,
-            padded_length=self.max_length if self.reads_padding else 0,
-            dropout=self.dropout,
-            word_dropout=self.word_dropout,
-            num_logits=self.num_logits,
-            pad_id=pad_id,
-            unk_id=unk_id,
-        )
+        config = super().model(vocabulary_size, embedding_dim, pad_id, unk_id)
+        padded_length = self.max_length if self.reads_padding else 0
+        return RecurrentConfig.model_validate({**config.model_dump(), "padded_length": padded_length})
 
 
 class BagRecipe(WordRecipe):
     """A bag of word vectors, `sentiment.models.bag`."""
 
-    hidden_dims: tuple[int, ...] = Field(description="widths of the layers below the head")
+    SHAPE = BagConfig
 
-    def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> BagConfig:
-        """Shape of the recipe's model for a vocabulary."""
-        return BagConfig(
-            vocabulary_size=vocabulary_size,
-            embedding_dim=embedding_dim,
-            embedding_std=self.embedding_std,
-            frozen_embedding=self.frozen_embedding,
-            hidden_dims=self.hidden_dims,
-            dropout=self.dropout,
-            word_dropout=self.word_dropout,
-            num_logits=self.num_logits,
-            pad_id=pad_id,
-            unk_id=unk_id,
-        )
+    hidden_dims: tuple[int, ...] = Field(description="widths of the MLP's layers, for the recipes of bags of words")
 
     @field_validator("hidden_dims", mode="before")
     @classmethod

@@ -46,7 +46,7 @@ class Optimisation:
         schedule: "constant", or "one-cycle": linear warm-up over the first `warmup_share` of all steps, then cosine
             decay to a hundredth (after Smith & Topin 2018).
         warmup_share: Share of all steps.
-        weight_decay: Decoupled (AdamW, Loshchilov & Hutter 2019); SGD takes none.
+        weight_decay: Decoupled with AdamW (Loshchilov & Hutter 2019), L2 with SGD.
         clip_norm: Gradients are scaled down to this 2-norm; 0 leaves them as they are.
         seed: Everything random follows from it.
         checkpoint_steps: A checkpoint every so many steps beside the one after each epoch; 0 for none.
@@ -100,7 +100,8 @@ def evaluate(
         precision: Number format of the forward pass.
     """
     model.eval()
-    counts = Counts()
+    # On the device from the start: a rank without rows takes part in the sum too, and NCCL takes nothing from the CPU.
+    counts = Counts(torch.zeros(5, dtype=torch.float64, device=device))
     with torch.inference_mode():
         for loaded in batches.epoch(0):
             batch = loaded.to(device)
@@ -166,9 +167,11 @@ class _Run:
         if self.resume is not None:
             self.model.load_state_dict(self.resume.weights)
             self.progress, self.best_weights = self.resume.progress, self.resume.best_weights
-        # DDP broadcasts rank 0's weights, so all ranks start alike.
+        # DDP broadcasts rank 0's weights, so all ranks start alike. Our buffers are constants: not sent at each step.
         self.wrapped = (
-            DistributedDataParallel(self.model, gradient_as_bucket_view=True) if self.world_size > 1 else self.model
+            DistributedDataParallel(self.model, gradient_as_bucket_view=True, broadcast_buffers=False)
+            if self.world_size > 1
+            else self.model
         )
         self.trainable = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = _optimizer(self.trainable, self.settings)
@@ -261,7 +264,7 @@ class _Run:
 
 def _optimizer(weights: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(weights, lr=settings.learning_rate, fused=True)
+        return torch.optim.SGD(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 

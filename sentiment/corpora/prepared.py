@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ class PreparedData:
     Attributes:
         uri: Absolute where it is a local path.
         manifest: What `manifest.json` says.
-        digest: sha256 of what decides the rows: contents of the inputs and settings. Two folders with the same one hold
-            the same rows; preparing the same files again gives the same.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -56,7 +55,34 @@ class PreparedData:
                 f"{uri} is no prepared data ({MANIFEST} is missing or broken): "
                 f"run jobs/prepare.py --input … --output {uri}"
             ) from error
-        self.digest = _digest(self.manifest)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what decides the ids: contents of the inputs, settings, counts, the tokenizer.
+
+        Two folders with the same one hold the same rows; preparing the same files again gives the same.
+        """
+        settings = {
+            name: value
+            for name, value in self.manifest.get("settings", {}).items()
+            if name not in ("input", "test_input", "rows_per_file")
+        }
+        inputs = [source.get("sha256") for source in self.manifest.get("inputs", [])]
+        counts = [self.manifest.get(name) for name in ("counts", "splits")]
+        decisive = json.dumps([settings, inputs, counts], sort_keys=True)
+        return hashlib.sha256(decisive.encode() + self._tokenizer_json()).hexdigest()
+
+    def require(self, *splits: str) -> None:
+        """Refuse data that lacks rows of a split, or that isn't for training.
+
+        Raises:
+            DataError: Says which, and what to do.
+        """
+        if "splits" not in self.manifest:
+            raise DataError(f"{self.uri} was written by another job; give what jobs/prepare.py wrote")
+        for split in splits:
+            if not self.manifest["splits"][split]["rows"]:
+                raise DataError(f"{self.uri} has no {split} rows: prepare more rows, or another share of them")
 
     def tokenizer(self) -> WordTokenizer:
         """The tokenizer that the ids are from.
@@ -65,11 +91,13 @@ class PreparedData:
             DataError: It is missing.
             BundleError: It is no tokenizer of ours.
         """
+        return WordTokenizer.from_json(self._tokenizer_json().decode())
+
+    def _tokenizer_json(self) -> bytes:
         try:
-            content = self._folder.read(TOKENIZER)
+            return self._folder.read(TOKENIZER)
         except OSError as error:
             raise DataError(f"{self.uri}/{TOKENIZER} is missing: run jobs/prepare.py again") from error
-        return WordTokenizer.from_json(content.decode())
 
     def examples(self, split: str) -> Examples:
         """Load the ids and labels of a split, in the order of their row ids.
@@ -109,15 +137,3 @@ class PreparedData:
         dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
         # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
         return dataset.to_table().sort_by(ROW_ID).combine_chunks()
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    """Leaves out where the inputs lay, when and with which versions they were prepared, and how the output was cut."""
-    settings = {
-        name: value
-        for name, value in manifest.get("settings", {}).items()
-        if name not in ("input", "test_input", "rows_per_file")
-    }
-    inputs = [source.get("sha256") for source in manifest.get("inputs", [])]
-    counts = [manifest.get(name) for name in ("counts", "splits", "vocabulary")]
-    return hashlib.sha256(json.dumps([settings, inputs, counts], sort_keys=True).encode()).hexdigest()

@@ -30,8 +30,8 @@ class WordEmbedding(nn.Embedding):
 class Head(nn.Linear):
     """Linear layer that ends in the logit of the positive class, from one output or from one for each class.
 
-    With two outputs the cross-entropy of their softmax is the binary cross-entropy of their difference, to the last
-    bit of the gradient; so a two-logit model is trained and read like a one-logit model.
+    With two outputs the cross-entropy of their softmax is the binary cross-entropy of their difference, and so are the
+    gradients; a two-logit model is therefore trained and read like a one-logit model.
 
     Args:
         width: Values that it sees of a row.

@@ -134,6 +134,11 @@ class RecurrentClassifier(nn.Module):
 
     def _run(self, layer: int, direction: str, x_TBE: Tensor) -> Tensor:
         """One direction of one layer as a dense left-to-right pass. Returns out_TBH."""
+        if x_TBE.is_cuda and torch.is_autocast_enabled("cuda"):
+            # Autocast runs cuDNN's recurrences in float16 whatever it was asked for; without loss scaling the gradients
+            # of long texts would vanish. In float32 they use TF32.
+            with torch.autocast("cuda", enabled=False):
+                return self._run(layer, direction, x_TBE.float())
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         weights = [getattr(self.rnn, f"{name}_l{layer}{direction}") for name in names]
         zeros_1BH = x_TBE.new_zeros(1, x_TBE.shape[1], self.rnn.hidden_size)

@@ -7,6 +7,7 @@ code 2. Torch is imported after the command line has been understood.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: interrupted\n")
         return 130
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # "−" must not stop a Latin-1 terminal
     about = {"command": given.command, "vectors": vectors.name, "words": len(vectors), "dim": vectors.dim}
     sys.stdout.write((json.dumps({**about, **content}) if given.json else text) + "\n")
     return 0

@@ -87,11 +87,14 @@ def test_command_line_reads_the_bundle(trained: tuple[Bundle, str]) -> None:
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["POSITIVE", "NEGATIVE"]
 
 
-def test_vectors_that_do_not_fit_are_refused(prepared: Prepared, vectors: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_trained_is_refused(prepared: Prepared, vectors: Path, tmp_path: Path) -> None:
     flags = ("--data", prepared.folder, "--output", tmp_path / "run")
-    message = refusal(train_lstm.JOB, *flags, "--vectors", vectors, "--embedding-dim", WIDTH - 1)
-    assert "small.txt" in message
-    assert str(WIDTH) in message
+    foreign = tmp_path / "foreign.txt"
+    foreign.write_text("wörter 1.0 2.0\nfremde 2.0 1.0\n")
+    assert "know none of the words" in refusal(train_lstm.JOB, *flags, "--vectors", foreign)
     assert "glove.6B.50d" in refusal(train_lstm.JOB, *flags, "--vectors", "glove.6B.50")
-    assert "recipe glove-mlp" in refusal(train_lstm.JOB, *flags, "--recipe", "glove-mlp", "--hidden-dim", 3)
+    mlp = (*flags, "--recipe", "glove-mlp")
+    assert "recipe glove-mlp" in refusal(train_lstm.JOB, *mlp, "--hidden-dim", 3)
+    assert "--no-frozen-embedding" in refusal(train_lstm.JOB, *mlp, "--vectors", "none")
+    assert "--subwords" in refusal(train_lstm.JOB, *mlp, "--vectors", vectors, "--subwords")
     assert not (tmp_path / "run").exists()

@@ -240,12 +240,14 @@ def test_one_failing_run_leaves_the_others(prepared: Prepared, tmp_path: Path) -
 
 
 def test_vectors_that_do_not_fit_are_refused_at_once(prepared: Prepared, tmp_path: Path) -> None:
-    vectors = write_vectors(tmp_path / "wide.txt", prepared, width=120)
+    vectors = tmp_path / "foreign.txt"
+    vectors.write_text("fremde 1.0 2.0\nwörter 2.0 1.0\n")
     message = refusal(
         reproduce.JOB,
-        *("--imdb", prepared.folder, "--recipes", "lstm", "reviews", "--vectors", vectors),
+        *("--imdb", prepared.folder, "--recipes", "rnn", "reviews", "--vectors", vectors),
         *("--output", tmp_path / "runs", "--report", tmp_path / "report"),
     )
-    assert "nothing was run: imdb reviews seed 1: wide.txt has vectors of 120 numbers" in only_line(message)
+    assert "nothing was run: imdb reviews seed 1: vectors " in only_line(message)
+    assert "know none of the words" in message
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "report").exists()

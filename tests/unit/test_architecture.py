@@ -193,7 +193,7 @@ def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
 def test_command_lines_answer_without_torch_and_ray(tmp_path: Path) -> None:
     """`--help` and a mistyped flag must not wait seconds for imports they don't need."""
     light = ["sentiment.config", "sentiment.recipes", "sentiment.__main__", "sentiment.vectors.__main__", "jobs.cli"]
-    light += [f"jobs.{name}" for name in ("prepare", "train_lstm", "score", "evaluate")]
+    light += [f"jobs.{name}" for name in ("prepare", "train_lstm", "score", "evaluate", "reproduce", "demo")]
     code = (
         f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"
         "print([name for name in ('torch', 'ray', 'pyarrow', 'matplotlib') if name in sys.modules])"

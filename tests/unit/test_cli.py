@@ -17,6 +17,7 @@ from pydantic_settings import SettingsConfigDict
 
 import jobs.evaluate
 import jobs.prepare
+import jobs.reproduce
 import jobs.score
 import jobs.train_lstm
 from jobs.cli import Job
@@ -25,7 +26,7 @@ from sentiment.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 JOBS: dict[str, Job[Any]] = {job.name: job for job in (m.JOB for m in (jobs.prepare, jobs.train_lstm))}
-JOBS |= {job.name: job for job in (m.JOB for m in (jobs.score, jobs.evaluate))}
+JOBS |= {job.name: job for job in (m.JOB for m in (jobs.score, jobs.evaluate, jobs.reproduce))}
 
 # From the issue, as scripts around us rely on it; what isn't in brackets is required, and nothing else is.
 CONTRACT = {
@@ -34,6 +35,7 @@ CONTRACT = {
     "[--resume]",
     "score": "--model BUNDLE --input PATH… --output DIR [--text-column C]",
     "evaluate": "--model BUNDLE --input PATH… --output DIR [--text-column C] [--label-column C]",
+    "reproduce": "[--imdb DIR] [--sentiment140 DIR] [--vectors PATH] [--recipes PATH…] [--output DIR] [--report DIR]",
 }
 VALUES = {"N": ["3"], "PATH…": ["a.csv", "b.csv"], "": []}
 
@@ -49,7 +51,7 @@ def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def promised(job: str) -> dict[str, tuple[list[str], bool]]:
     """Flag → (its words on a command line, whether it is required)."""
-    parts = re.findall(r"(\[?)--([a-z-]+) ?([^\s\[\]]*)\]?", CONTRACT[job])
+    parts = re.findall(r"(\[?)--([a-z0-9-]+) ?([^\s\[\]]*)\]?", CONTRACT[job])
     return {
         name.replace("-", "_"): ([f"--{name}", *VALUES.get(value, ["x"])], not optional)
         for optional, name, value in parts

@@ -86,11 +86,11 @@ def distance(weights: dict[str, Tensor], model: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_sgd_takes_plain_steps(weight_decay: float) -> None:
-    """Neither momentum nor decay, whatever the setting for the other optimiser says."""
+    """No momentum; weight decay is L2, as SGD's always is."""
 
     def step(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.sub_(0.05 * gradient)
+            weight.sub_(0.05 * (gradient + weight_decay * weight))
 
     final = train(bag(), dataclasses.replace(SGD, weight_decay=weight_decay))
     torch.testing.assert_close(final.weights, by_hand(bag(), step), atol=1e-6, rtol=0)

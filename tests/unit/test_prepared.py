@@ -99,7 +99,8 @@ def test_digest_names_the_content(tmp_path: Path) -> None:
         "created": "2026-01-01",
     }
 
-    def digest(**change: object) -> str:
+    def digest(words: str = "{}", **change: object) -> str:
+        (tmp_path / "tokenizer.json").write_text(words)
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
         return PreparedData(tmp_path).digest
 
@@ -107,9 +108,9 @@ def test_digest_names_the_content(tmp_path: Path) -> None:
     inputs = [{"path": "/b/tweets.csv", "bytes": 7, "sha256": "ab"}]
     assert digest(inputs=inputs, settings=moved, created="2026-02-02") == digest()
     assert digest(settings={**moved, "seed": 2}) != digest()
+    assert digest(words='{"other": 1}') != digest()
     assert digest(inputs=[{"path": "/a/tweets.csv", "bytes": 7, "sha256": "cd"}]) != digest()
     assert digest(splits={"train": {"rows": 41}}) != digest()
-
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe\x00"])

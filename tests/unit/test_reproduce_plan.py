@@ -33,6 +33,7 @@ def make(tmp_path: Path) -> Make:
         (tmp_path / name).mkdir()
         splits = {split: {"rows": rows.get(split, 10)} for split in ("train", "validation", "test")}
         (tmp_path / name / "manifest.json").write_text(json.dumps({"inputs": [{"sha256": name}], "splits": splits}))
+        (tmp_path / name / "tokenizer.json").write_text("{}")
         return name
 
     return make
@@ -176,6 +177,7 @@ def test_finished_runs_need_neither_vectors_nor_ray(make: Make, monkeypatch: pyt
     runs = planned(**flags)
     for run in runs:
         run.folder.mkdir(parents=True)
+        (run.folder / "run.json").write_text(json.dumps(identity_of(run, "auto")))
         (run.folder / "result.json").write_text(json.dumps({"identity": identity_of(run, "auto")}))
     settings = load(ReproduceSettings, {"baseline": False, **flags})
     result = reproduce.run(settings, load(RaySettings, {}))
@@ -204,6 +206,7 @@ def test_runs_of_other_data_are_not_replaced_unasked(make: Make, capsys: pytest.
     [run] = planned(imdb="films", recipes=["rnn"], seeds=[1])
     run.folder.mkdir(parents=True)
     (run.folder / "run.json").write_text(json.dumps(identity_of(run, "auto")))
+    (run.folder / "checkpoint-0001").mkdir()
     flags = ["--imdb", "others", "--recipes", "rnn", "--seeds", "1", "--no-baseline"]
     assert reproduce.JOB.main(flags) == 2
     assert "holds 1 of these runs with other data or settings (such as imdb rnn seed 1)" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""The models on a GPU: the same scores as on the CPU, and training that runs there from end to end."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from sentiment.batching import Examples, LengthBucketedBatches
+from sentiment.models.bag import BagClassifier
+from sentiment.models.head import WordEmbedding
+from sentiment.models.rnn import RecurrentClassifier
+from sentiment.models.subwords import SubwordEmbedding
+from sentiment.shapes import Cell, Pooling
+from sentiment.training import Optimisation, evaluate, fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    # Each layer and direction is a call of its own, and cuDNN copies its weights together for it.
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk"),
+]
+WORDS = [f"word{number:02}" for number in range(60)]
+
+
+def batches(num_rows: int = 512) -> LengthBucketedBatches:
+    """Rows whose label is whether a word of the lower half stands first."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 40, num_rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = random.integers(2, len(WORDS), lengths.sum()).astype(np.int32)
+    labels = (ids[offsets[:-1]] < len(WORDS) // 2).astype(np.int32)
+    return LengthBucketedBatches(Examples(ids, offsets, labels), batch_size=64, pad_id=1, max_length=32)
+
+
+@pytest.mark.parametrize("pooling", ["last", "max", "concat"])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_scores_are_those_of_the_cpu(cell: Cell, pooling: Pooling) -> None:
+    """TF32 has ten bits of mantissa: 2e-3 of a logit near 1; padding that is let in would move it by 1e-1."""
+    torch.manual_seed(0)
+    model = RecurrentClassifier(len(WORDS), 16, 32, cell=cell, pooling=pooling).eval()
+    batch = next(batches().epoch(0))
+    with torch.inference_mode():
+        expected_B = model(batch.ids_BT, batch.lengths_B)
+        found_B = model.cuda()(batch.ids_BT.cuda(), batch.lengths_B.cuda())
+    torch.testing.assert_close(found_B.cpu(), expected_B, atol=2e-3, rtol=0)
+
+
+def test_recurrences_are_never_in_float16() -> None:
+    model = RecurrentClassifier(len(WORDS), 16, 32).cuda()
+    batch = next(batches().epoch(0)).to(torch.device("cuda"))
+    with torch.autocast("cuda", torch.bfloat16):
+        out_TBH = model._run(0, "", model.embedding(batch.ids_BT.t()))
+    assert out_TBH.dtype == torch.float32
+
+
+@pytest.mark.parametrize("is_bag", [False, True])
+def test_training_runs_there(is_bag: bool) -> None:
+    torch.manual_seed(0)
+    model = BagClassifier(len(WORDS), 16, (8,)) if is_bag else RecurrentClassifier(len(WORDS), 16, 32, 1, dropout=0.1)
+    assert isinstance(model.embedding, WordEmbedding)
+    model.embedding = SubwordEmbedding(model.embedding, WORDS, 0.1, (0, 1))
+    settings = Optimisation(5, 1e-2, "one-cycle", 0.1, 0.0, 1.0, seed=1)
+    cuda = torch.device("cuda")
+    final = fit(model, batches(), batches(), settings, device=cuda, precision="bf16")
+    history = final.progress.history
+    assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.02
+    unfolded = copy.deepcopy(model)
+    model.embedding = model.embedding.folded()
+    losses = [evaluate(each, batches(), device=cuda, precision="float32").loss for each in (unfolded, model)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -138,9 +138,7 @@ def _sort_out(
 
 def _run_all(todo: list[tuple[Planned, Pretrained | None]], settings: ReproduceSettings) -> dict[str, Exception]:
     """Run tasks, as many at once as there is room for; returns what failed."""
-    task = ray.remote(run_planned).options(
-        num_cpus=settings.cpus_per_run, num_gpus=settings.gpus_per_run, max_retries=2
-    )
+    task = ray.remote(num_cpus=settings.cpus_per_run, max_retries=2)(run_planned)
     failures: dict[str, Exception] = {}
     with Progress("reproduce", "rows") as progress:
         progress.board.show.remote("reproduce", 0, sum(_rows(run) for run, _ in todo))
@@ -157,8 +155,8 @@ def _run_all(todo: list[tuple[Planned, Pretrained | None]], settings: ReproduceS
                 max_lengths=tuple(settings.max_lengths) if is_measured else (),
                 board=progress.board,
             )
-            on_gpu = task if run.recipe else task.options(num_gpus=0)
-            waiting[on_gpu.remote(run, pretrained, resources)] = run
+            gpus = settings.gpus_per_run if run.recipe else 0
+            waiting[task.options(num_gpus=gpus).remote(run, pretrained, resources)] = run
         while waiting:
             [ready], _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)

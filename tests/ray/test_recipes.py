@@ -90,7 +90,7 @@ def test_command_line_reads_the_bundle(trained: tuple[Bundle, str]) -> None:
 def test_what_can_not_be_trained_is_refused(prepared: Prepared, vectors: Path, tmp_path: Path) -> None:
     flags = ("--data", prepared.folder, "--output", tmp_path / "run")
     foreign = tmp_path / "foreign.txt"
-    foreign.write_text("wörter 1.0 2.0\nfremde 2.0 1.0\n")
+    foreign.write_text("wörter 1.0 2.0 3.0\nfremde 2.0 1.0 0.0\n")
     assert "know none of the words" in refusal(train_lstm.JOB, *flags, "--vectors", foreign)
     assert "glove.6B.50d" in refusal(train_lstm.JOB, *flags, "--vectors", "glove.6B.50")
     mlp = (*flags, "--recipe", "glove-mlp")

@@ -241,7 +241,7 @@ def test_one_failing_run_leaves_the_others(prepared: Prepared, tmp_path: Path) -
 
 def test_vectors_that_do_not_fit_are_refused_at_once(prepared: Prepared, tmp_path: Path) -> None:
     vectors = tmp_path / "foreign.txt"
-    vectors.write_text("fremde 1.0 2.0\nwörter 2.0 1.0\n")
+    vectors.write_text("fremde 1.0 2.0 3.0\nwörter 2.0 1.0 0.0\n")
     message = refusal(
         reproduce.JOB,
         *("--imdb", prepared.folder, "--recipes", "rnn", "reviews", "--vectors", vectors),

@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **SINGLE_RNN,
         **{"optimizer": "sgd", "learning_rate": 1e-3, "clip_norm": 0.0, "reads_padding": True, "bidirectional": False},
     },
-    "rnn-fixed": {**SINGLE_RNN, **ADAM, "learning_rate": 1e-3, "reads_padding": False, "bidirectional": False},
+    "rnn-fixed": {**SINGLE_RNN, "optimizer": "adamw", "reads_padding": False, "bidirectional": False},
     "lstm": {**GLOVE_IMDB, "cell": "lstm", "num_layers": 1, "bidirectional": False, "state_layers": 1},
     "multilayer-lstm": {**GLOVE_IMDB, "cell": "lstm", "num_layers": 2, "bidirectional": False, "state_layers": 2},
     "bilstm": {**GLOVE_IMDB, "cell": "lstm", "num_layers": 2, "bidirectional": True, "state_layers": 1},

@@ -140,7 +140,7 @@ def test_report(reproduced: Reproduced) -> None:
     assert rows.keys() == {"`tf-idf`", "`lstm`", "`glove-mlp`"}
     for name in ("lstm", "glove-mlp"):
         assert re.fullmatch(r"\*\*\d\d\.\d\d ± \d+\.\d\d %\*\*", rows[f"`{name}`"][1])
-        assert rows[f"`{name}`"][2] == "1, 2"
+        assert rows[f"`{name}`"][3] == "1, 2"
     raw = json.loads((reproduced.report / "reproduction.json").read_text())["runs"]
     assert len(raw) == 6
     assert str(reproduced.output.parent) not in (reproduced.report / "reproduction.json").read_text()

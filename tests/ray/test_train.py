@@ -107,8 +107,12 @@ def test_best_and_last_checkpoints_are_kept(trained: Trained) -> None:
     assert snapshot(trained.output)["epoch"] == EPOCHS
     best = next(f for f, s in zip(folders, states, strict=True) if s["epoch"] == trained.result["best_epoch"])
     weights = load_file(best / "model.safetensors")
-    for name, weight in Bundle.open(trained.bundle).weights().items():
-        assert torch.equal(weight, weights[name])
+    bundled = Bundle.open(trained.bundle).weights()
+    # The bundle's word vectors are the checkpoint's with their n-grams added.
+    assert bundled.keys() - weights.keys() == {"embedding.weight"}
+    assert weights.keys() - bundled.keys() == {"embedding.words.weight", "embedding.ngrams.weight"}
+    for name in bundled.keys() & weights.keys():
+        assert torch.equal(bundled[name], weights[name])
     torch.load(folders[-1] / "optimizer.pt", weights_only=True)
 
 

@@ -113,14 +113,15 @@ def _sort_out(
     load = functools.cache(load_vectors)
     todo: list[tuple[Planned, Pretrained | None]] = []
     kept: list[Planned] = []
-    others = [run.label for run in planned if not may_claim(run.folder, identity_of(run, settings.precision))]
+    identities = {run.folder: identity_of(run, settings.precision) for run in planned}
+    others = [run.label for run in planned if not may_claim(run.folder, identities[run.folder])]
     if others and not settings.overwrite:
         raise ConfigError(
             f"{settings.output} holds {len(others)} of these runs with other data or settings (such as {others[0]}): "
             "replace them with --overwrite, or name another --output"
         )
     for run in planned:
-        if finished(run.folder, identity_of(run, settings.precision)):
+        if finished(run.folder, identities[run.folder]):
             kept.append(run)
             continue
         pretrained = None

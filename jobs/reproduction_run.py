@@ -128,11 +128,11 @@ def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, 
     trained = train_run(run, place, hooks=_hooks(planned, run, resources, resume), resume=resume)
     bundle_run(planned.folder / "bundle", run, trained)
     prepared = PreparedData(run.data)
+    precision = resolve_precision(run.precision, place.device)
     accuracies = {recipe.max_length: trained.metrics["test_accuracy"]}
     for length in resources.max_lengths:
         if length not in accuracies:
             data = batches(run, prepared, TEST, place, max_length=length)
-            precision = resolve_precision(run.precision, place.device)
             figures = evaluate(trained.model, data, device=place.device, precision=precision)
             accuracies[length] = figures.accuracy if figures.rows else None
     by_length = {str(length): accuracies[length] for length in sorted(accuracies)}

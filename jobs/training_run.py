@@ -30,7 +30,7 @@ from sentiment.models.subwords import SubwordEmbedding
 from sentiment.recipe import Recipe, WordRecipe
 from sentiment.schema import TEST, TRAIN, VALIDATION
 from sentiment.shapes import ModelConfig
-from sentiment.tokenizers import WordTokenizer
+from sentiment.tokenizers import PAD_ID, WordTokenizer
 from sentiment.training import Hooks, Optimisation, evaluate, fit
 
 # Rows of a worker's batch when only measuring: no gradients to keep, so more than a training batch fits.
@@ -194,7 +194,7 @@ def batches(
     return LengthBucketedBatches(
         prepared.examples(split),
         batch_size=run.recipe.batch_size if is_train else EVALUATION_BATCH * place.world_size,
-        pad_id=prepared.tokenizer().pad_id,
+        pad_id=PAD_ID,
         max_length=max_length or run.recipe.max_length,
         shuffle=is_train,
         seed=run.seed,

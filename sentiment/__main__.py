@@ -2,7 +2,7 @@
 
   python -m sentiment "I love this" "not my day"
   python -m sentiment --json "bad start but I loved it"
-  cat tweets.txt | python -m sentiment --model runs/bilstm/bundle > labels.tsv
+  cat tweets.txt | python -m sentiment --model runs/model/bundle > labels.tsv
   python -m sentiment -- "-_-"                  # after --, a text may begin with a dash
 
 Each text becomes one line on stdout, in order: label, probability of that label and the text, parted by tabs; or with

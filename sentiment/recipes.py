@@ -147,8 +147,7 @@ GLOVE_MLP = BagRecipe(
 )
 
 # The notebook draws batches of exactly one length; ours are of nearly one length and exact whatever the length is. It
-# has hidden 50 and 100, takes each 29th tweet and skips words that GloVe doesn't have, which are
-# zeros here.
+# has hidden 50 and 100, takes each 29th tweet and skips words that GloVe doesn't have, which are zeros here.
 TWEET_RNN = RecurrentRecipe(
     name="tweet-rnn",
     summary="Elman RNN on frozen GloVe vectors, one logit for each class",

@@ -66,7 +66,9 @@ def load_pretrained(
         return None
     vectors = load(recipe.vectors)
     width = max(vectors.dim, recipe.embedding_dim or 0)
-    table = vectors.table(prepared.tokenizer().tokens, std=recipe.embedding_std, seed=seed, width=width)
+    table = vectors.table(
+        prepared.tokenizer().tokens, std=recipe.embedding_std, seed=seed, width=width, scale=recipe.vector_scale
+    )
     if not table.is_known_V.any():
         raise DataError(f"vectors {recipe.vectors} know none of the words of {prepared.uri}: another language or file?")
     counts_V = np.bincount(prepared.examples(TRAIN).ids, minlength=len(table.is_known_V))

@@ -71,6 +71,7 @@ class WordRecipe(Recipe):
         None, gt=0, description="width of a token's vector, unless pretrained ones are wider; none: theirs, or 100"
     )
     embedding_std: float = Field(ge=0, description="spread of what pretrained vectors don't fill")
+    vector_scale: float = Field(1.0, gt=0, description="factor on pretrained vectors; fresh ones have embedding_std")
     frozen_embedding: bool = Field(False, description="keep the word vectors as they are")
     subwords: bool = Field(False, description="help word vectors by their character n-grams while training")
     dropout: float = Field(ge=0, lt=1, description="share of values zeroed in training")

@@ -218,6 +218,7 @@ class PretrainedVectors:
         std: float,
         seed: int,
         width: int | None = None,
+        scale: float = 1.0,
         special: Collection[str] = ("<unk>", "<pad>"),
     ) -> EmbeddingTable:
         """Puts together the rows that a model's embedding starts from.
@@ -227,6 +228,7 @@ class PretrainedVectors:
             std: Of the normal distribution that what these vectors don't fill is drawn from; 0 makes it zero.
             seed: The same seed, tokens and width give the same rows.
             width: E; theirs if not given. In wider rows they fill the first columns.
+            scale: Factor on these vectors.
             special: Tokens that stand for no word; their rows are zero.
 
         Returns:
@@ -246,7 +248,7 @@ class PretrainedVectors:
         matrix_VE = np.random.default_rng(seed).standard_normal((len(tokens), width), dtype=np.float32)
         matrix_VE *= std
         matrix_VE[[token in special for token in tokens]] = 0
-        matrix_VE[is_known_V, : self.dim] = self.matrix_WE.numpy()[[row for row in rows if row is not None]]
+        matrix_VE[is_known_V, : self.dim] = self.matrix_WE.numpy()[[row for row in rows if row is not None]] * scale
         return EmbeddingTable(matrix_VE, is_known_V)
 
 

@@ -190,6 +190,16 @@ def test_wider_table_keeps_the_vectors_in_its_first_columns() -> None:
     assert still.tolist() == [[6, 7, 0], [0, 0, 0]]
 
 
+def test_table_scales_the_vectors_and_nothing_else() -> None:
+    vectors = small(good=[1.0, 2.0], bad=[3.0, 4.0])
+    tokens = ["<unk>", "good", "bad", "meh"]
+    plain = vectors.table(tokens, std=0.5, seed=1, width=3).matrix_VE
+    halved = vectors.table(tokens, std=0.5, seed=1, width=3, scale=0.5).matrix_VE
+    assert halved[1:3, :2].tolist() == [[0.5, 1], [1.5, 2]]
+    halved[1:3, :2] *= 2
+    np.testing.assert_array_equal(halved, plain)
+
+
 def test_table_is_never_narrower_than_the_vectors() -> None:
     vectors = small(a=[1.0, 2.0, 3.0])
     with pytest.raises(ConfigError, match="small has vectors of 3 numbers, a width of 2 would cut them"):

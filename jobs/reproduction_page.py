@@ -95,7 +95,9 @@ def _is_current(result: dict[str, Any]) -> bool:
         return False
     names = {*type(recipe).model_fields} - {*recipe.WORDS, "vectors"}
     settings = recipe.model_dump(mode="json", include=names)
-    return all(result["settings"].get(name) == value for name, value in settings.items())
+    # A result is older than a setting that it lacks: that setting's default was what it was made with.
+    before = {name: type(recipe).model_fields[name].default for name in names}
+    return all(result["settings"].get(name, before[name]) == value for name, value in settings.items())
 
 
 def _page(results: list[dict[str, Any]]) -> str:

@@ -256,6 +256,15 @@ def test_figures_of_settings_that_are_no_more_are_dropped(output: Path, report: 
     assert [run["recipe"] for run in raw(report)] == [kept["recipe"]]
 
 
+def test_figures_older_than_a_setting_count_as_made_with_its_default(output: Path, report: Path) -> None:
+    for name in ("bigru", "tweets-glove"):  # which has another than the default
+        settings = settings_of(name)
+        del settings["vector_scale"]
+        write_run(output, name, 1, identity={"data": DIGEST, "recipe": settings, "seed": 1})
+    write_report(output, report)
+    assert [run["recipe"] for run in raw(report)] == ["bigru"]
+
+
 def test_other_vectors_are_no_reason_to_drop(output: Path, report: Path) -> None:
     settings = settings_of("bigru", vectors="mine.txt")
     write_run(output, "bigru", 1, identity={"data": DIGEST, "recipe": settings, "seed": 1})

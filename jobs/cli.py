@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from sentiment.config import RaySettings, Section, fields_of, load, unknown
+from sentiment.config import fields_of, load, unknown
 from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipe import Recipe
+from sentiment.settings import RaySettings, Section
 
 S = TypeVar("S", bound=Section)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from jobs import prepare, score, train_lstm
 from jobs.cli import Job
-from sentiment.config import DemoSettings, RaySettings
 from sentiment.errors import DataError
+from sentiment.settings import DemoSettings, RaySettings
 
 _ARCHIVE_ROWS = 20_000
 

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from jobs.cli import Job
-from sentiment.config import EvaluateSettings, RaySettings
+from sentiment.settings import EvaluateSettings, RaySettings
 
 
 def run(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from jobs.cli import Job
-from sentiment.config import PrepareSettings, RaySettings
+from sentiment.settings import PrepareSettings, RaySettings
 
 
 def run(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from jobs.ray_scoring import score_archive
 from jobs.report import manifest_head
 from jobs.session import ray_session
 from sentiment.bundle import Bundle
-from sentiment.config import EvaluateSettings, RaySettings
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.labels import refuse_scale
 from sentiment.corpora.planning import plan
@@ -36,6 +35,7 @@ from sentiment.schema import (
     SOURCE_FIELDS,
     TRUE_LABEL,
 )
+from sentiment.settings import EvaluateSettings, RaySettings
 
 EVALUATION = "evaluation.json"
 _ROWS_PER_FILE = 500_000

@@ -26,7 +26,6 @@ import ray
 
 from jobs.report import manifest_head, some_of
 from jobs.session import ray_session
-from sentiment.config import PrepareSettings, RaySettings
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.labels import NEUTRAL, refuse_scale
@@ -51,6 +50,7 @@ from sentiment.schema import (
     TRAIN,
     VALIDATION,
 )
+from sentiment.settings import PrepareSettings, RaySettings
 from sentiment.tokenizers import WordTokenizer
 
 

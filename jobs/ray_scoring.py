@@ -28,7 +28,6 @@ from ray.data import ActorPoolStrategy
 
 from jobs.progress import Progress
 from jobs.session import node_resources, require
-from sentiment.config import EvaluateSettings, ScoreSettings
 from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.lines import raw_text
@@ -52,6 +51,7 @@ from sentiment.schema import (
     SOURCE_ROW,
     TRUE_LABEL,
 )
+from sentiment.settings import EvaluateSettings, ScoreSettings
 
 # Shares of a CPU; together 1, so that on a single CPU each of the three can run.
 _ACTOR_CPUS, _READ_CPUS, _WRITE_CPUS = 0.75, 0.2, 0.05
@@ -97,7 +97,7 @@ class Scorer:
         texts, reasons, raws = table[RAW_TEXT].to_pylist(), table[REASON].to_pylist(), table[RAW].to_pylist()
         ids = self._predictor.encode([text or "" for text in texts])
         for at, text in enumerate(texts):
-            if reasons[at] is None and not ids[at]:
+            if reasons[at] is None and len(ids[at]) <= self._predictor.tokenizer.num_special_tokens:
                 # Nothing but what the normaliser takes out, such as control characters.
                 reasons[at], raws[at] = NO_TEXT, raw_text(text.encode())
         usable = np.array([reason is None for reason in reasons], dtype=bool)

@@ -11,40 +11,63 @@ Output folder: `bundle/`, `checkpoints/` (the best by validation loss and the la
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jobs.pretrained import load_pretrained
 from jobs.progress import Progress
 from jobs.report import plot_curve
 from jobs.session import ray_session, require
 from jobs.train_worker import Work, train_worker
 from jobs.training_run import Run
-from sentiment.config import RaySettings, TrainSettings
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.prepared import PreparedData
 from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError, DataError
-from sentiment.recipe import WordRecipe
+from sentiment.recipe import Recipe
 from sentiment.schema import TRAIN, VALIDATION
+from sentiment.settings import RaySettings, TrainSettings
 
-CHECKPOINTS, IDENTITY = "checkpoints", "run.json"
+CHECKPOINTS, IDENTITY, METRICS = "checkpoints", "run.json", "metrics.json"
 
 
-def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe) -> dict[str, Any]:
-    """Train a recipe on Ray and report.
+@dataclass(frozen=True)
+class Plan:
+    """A run, and what has to be done before it starts.
+
+    Attributes:
+        run: As far as it is known at once.
+        complete: Gives the whole run; may take long, and may refuse it.
+        prepare: Does what needs the output folder.
+    """
+
+    run: Run
+    complete: Callable[[], Run]
+    prepare: Callable[[], None] = lambda: None
+
+
+def train(
+    settings: TrainSettings,
+    ray_settings: RaySettings,
+    recipe: Recipe,
+    plan_for: Callable[[str], Plan],
+    inputs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train on Ray and report.
 
     Args:
-        settings: Section `train`.
+        settings: Section `train` or `train_bert`.
         ray_settings: Section `ray`.
         recipe: With its overrides applied.
+        plan_for: Plans the run on prepared data, whose folder it gets.
+        inputs: What is read beside that: none of it may be in the output folder.
 
     Returns:
         The job's JSON: bundle, recipe, parameters, epochs, accuracies, rows_per_s and where things are.
@@ -52,15 +75,20 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
     Raises:
         SentimentError: Data, settings or resources are not as they must be.
     """
-    prepared = PreparedData(settings.data or recipe.usual_data)
-    prepared.require(TRAIN, VALIDATION)
     if is_uri(settings.output):
         raise ConfigError(f"--output {settings.output}: training writes to a local or shared folder, not to a URI")
-    output = Path(settings.output).absolute()
-    started = time.monotonic()
-    # Ray Train gives each worker a folder of its own to stand in, so relative paths mean nothing there.
-    run = Run(recipe, prepared.uri, settings.seed, settings.precision, settings.checkpoint_steps)
-    _check_output(output, settings, run)
+    output, started = Path(settings.output).absolute(), time.monotonic()
+    prepared = PreparedData(settings.data or recipe.usual_data)
+    prepared.require(TRAIN, VALIDATION)
+    # The quick refusals first. Ray Train gives each worker a folder of its own to stand in, so relative paths mean
+    # nothing there.
+    _check_output(output, settings, [prepared.uri, *inputs])
+    plan = plan_for(prepared.uri)
+    if _is_resumed(output, settings):
+        _check_identity(output, plan.run)
+        if (finished := output / METRICS).exists():
+            print(f"{output} is finished: nothing left to do", file=sys.stderr)
+            return _report(json.loads(finished.read_text()), output)
     with ray_session(ray_settings):
         require(
             settings.num_workers,
@@ -68,18 +96,21 @@ def train(settings: TrainSettings, ray_settings: RaySettings, recipe: WordRecipe
             cpus=settings.cpus_per_worker,
             gpus=1 if settings.use_gpu else 0,
         )
-        # The last thing that can refuse the run, and the longest: vectors may be fetched.
-        if pretrained := load_pretrained(recipe, prepared, settings.seed):
-            run = dataclasses.replace(run, pretrained=pretrained)
-            print(pretrained.line, file=sys.stderr, flush=True)
+        run = plan.complete()
         _claim_output(output, settings, run.identity)
+        plan.prepare()
         with Progress("train", "steps") as progress:
             work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
             result = _fit(work, settings, output)
     result["duration_s"] = round(time.monotonic() - started, 1)
-    Folder(str(output)).write_json("metrics.json", result)
+    Folder(str(output)).write_json(METRICS, result)
+    return _report(result, output)
+
+
+def _report(result: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Draw the curve, say what came out, and give the job's JSON."""
     history = result.pop("history")
-    plot_curve(history, output / "curve.png", title=recipe.name)
+    plot_curve(history, output / "curve.png", title=result["recipe"])
     test = "–" if result["test_accuracy"] is None else f"{result['test_accuracy']:.2%}"
     print(
         f"best epoch {result['best_epoch']}: validation accuracy {result['validation_accuracy']:.2%}, test accuracy "
@@ -116,30 +147,28 @@ def _fit(work: Work, settings: TrainSettings, output: Path) -> dict[str, Any]:
     return result
 
 
-def _check_output(output: Path, settings: TrainSettings, run: Run) -> None:
-    """Refuse an output folder that holds another run. Changes nothing.
-
-    Args:
-        output: The folder.
-        settings: Whether to resume or overwrite.
-        run: What decides the result. Workers may differ: the same global batch gives the same losses.
-    """
+def _check_output(output: Path, settings: TrainSettings, inputs: Sequence[str]) -> None:
+    """Refuse an output folder that holds another run, or an input. Changes nothing."""
     if _is_resumed(output, settings):
-        try:
-            before = json.loads((output / IDENTITY).read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{output / IDENTITY} can't be read: start anew with --overwrite") from error
-        identity = run.identity
-        differing = [key for key in identity if before.get(key) != identity[key]]
-        if differing:
-            raise ConfigError(
-                f"--resume: {output} was made with another {' and '.join(differing)}; use those again, or start "
-                "anew with --overwrite instead of --resume"
-            )
-    elif (output / IDENTITY).exists() and not settings.overwrite:
+        return
+    if (output / IDENTITY).exists() and not settings.overwrite:
         raise ConfigError(f"{output} holds a run: go on with --resume, replace it with --overwrite, or name another")
-    else:
-        Folder(str(output)).check(overwrite=settings.overwrite, inputs=[run.data])
+    Folder(str(output)).check(overwrite=settings.overwrite, inputs=inputs)
+
+
+def _check_identity(output: Path, run: Run) -> None:
+    """Refuse to go on with another run. Workers may differ: the same global batch gives the same losses."""
+    try:
+        before = json.loads((output / IDENTITY).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{output / IDENTITY} can't be read: start anew with --overwrite") from error
+    identity = run.identity
+    differing = [key for key in identity if before.get(key) != identity[key]]
+    if differing:
+        raise ConfigError(
+            f"--resume: {output} was made with another {' and '.join(differing)}; use those again, or start "
+            "anew with --overwrite instead of --resume"
+        )
 
 
 def _claim_output(output: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:

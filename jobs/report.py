@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sentiment.config import Section
 from sentiment.corpora.planning import ReadPlan
 from sentiment.recipe import Recipe
+from sentiment.settings import Section
 
 
 def plot_curve(history: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -58,6 +58,9 @@ def model_card(recipe: Recipe, metrics: dict[str, Any], manifest: dict[str, Any]
 
     rows = {split: f"{counts['rows']:,}" for split, counts in manifest["splits"].items()}
     test = "–" if metrics["test_accuracy"] is None else f"{metrics['test_accuracy']:.2%}"
+    encoder = (
+        f"| encoder | {metrics['encoder']}, sha256 {metrics['encoder_sha256']} |\n" if "encoder" in metrics else ""
+    )
     return f"""---
 pipeline_tag: text-classification
 library_name: sentiment-at-scale
@@ -69,8 +72,8 @@ language: en
 
 | | |
 |---|---|
-| parameters | {metrics["parameters"]:,} |
-| vocabulary | {metrics["vocabulary"]:,} words |
+{encoder}| parameters | {metrics["parameters"]:,}, of them trained {metrics["trainable_parameters"]:,} |
+| vocabulary | {metrics["vocabulary"]:,} tokens |
 | rows | {rows["train"]} train, {rows["validation"]} validation, {rows["test"]} test |
 | validation accuracy | {metrics["validation_accuracy"]:.2%} (epoch {metrics["best_epoch"]} of {metrics["epochs"]}) |
 | test accuracy | {test} |
@@ -83,7 +86,7 @@ from sentiment.predictor import Predictor
 Predictor.load("path/to/this/folder").predict(["I love this"])
 ```
 
-Limits: it reads the first {recipe.max_length} tokens, knows two labels (no neutral), and has seen only texts like those
+Limits: it reads {recipe.max_length} tokens of a text, knows two labels (no neutral), and has seen only texts like those
 it was trained on. Labels of Sentiment140 come from emoticons, not from people.
 """
 

@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 from jobs.cli import Job
-from sentiment.config import RaySettings, ReproduceSettings
+from sentiment.settings import RaySettings, ReproduceSettings
 
 
 def run(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[str, Any]:

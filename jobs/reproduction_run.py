@@ -8,6 +8,7 @@ result.json           figures, machine; written last: a run with it is finished
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -21,15 +22,16 @@ from jobs.baseline import NAME as BASELINE
 from jobs.baseline import measure
 from jobs.pretrained import Pretrained
 from jobs.report import machine
-from jobs.training_run import Place, Run, batches, bundle_run, train_run
+from jobs.training_run import Place, Run, bundle_run, train_run
+from jobs.word_run import WordRun, WordSetup
 from sentiment.checkpoint import Checkpoint
-from sentiment.config import Precision
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import resolve_precision
 from sentiment.errors import DataError, SentimentError
 from sentiment.recipe import WordRecipe
 from sentiment.schema import SPLITS, TEST
+from sentiment.settings import Precision
 from sentiment.training import Hooks, evaluate
 
 RESULT, IDENTITY = "result.json", "run.json"
@@ -84,7 +86,11 @@ def identity_of(planned: Planned, precision: Precision) -> dict[str, Any]:
     """What decides a run's result; a folder with another identity is another run's."""
     if planned.recipe is None or planned.seed is None:
         return {"data": PreparedData(planned.data).digest}
-    return Run(planned.recipe, planned.data, planned.seed, precision).identity
+    return _run_of(planned, planned.recipe, planned.seed, precision).identity
+
+
+def _run_of(planned: Planned, recipe: WordRecipe, seed: int, precision: Precision) -> WordRun:
+    return WordRun(recipe=recipe, data=planned.data, seed=seed, precision=precision)
 
 
 def finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -120,20 +126,20 @@ def run_planned(planned: Planned, pretrained: Pretrained | None, resources: Reso
 def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, resources: Resources) -> dict[str, Any]:
     assert planned.seed is not None
     torch.set_num_threads(resources.cpus)
-    run = Run(recipe, planned.data, planned.seed, resources.precision, pretrained=pretrained)
+    run = dataclasses.replace(_run_of(planned, recipe, planned.seed, resources.precision), pretrained=pretrained)
     identity = run.identity
     _claim(planned.folder, identity)
     place = Place(rank=0, world_size=1, device=torch.device("cuda" if resources.use_gpu else "cpu"))
     resume = _last_checkpoint(planned, resources)
     trained = train_run(run, place, hooks=_hooks(planned, run, resources, resume), resume=resume)
     bundle_run(planned.folder / "bundle", run, trained)
-    prepared = PreparedData(run.data)
     precision = resolve_precision(run.precision, place.device)
     accuracies = {recipe.max_length: trained.metrics["test_accuracy"]}
     for length in resources.max_lengths:
         if length not in accuracies:
-            data = batches(run, prepared, TEST, place, max_length=length)
-            figures = evaluate(trained.model, data, device=place.device, precision=precision)
+            assert isinstance(trained.setup, WordSetup)
+            data = trained.setup.batches(TEST, max_length=length)
+            figures = evaluate(trained.setup.model, data, device=place.device, precision=precision)
             accuracies[length] = figures.accuracy if figures.rows else None
     by_length = {str(length): accuracies[length] for length in sorted(accuracies)}
     return _finish(planned, identity, {**trained.metrics, "test_accuracy_by_max_length": by_length})

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 from jobs.cli import Job
-from sentiment.config import RaySettings, ScoreSettings
+from sentiment.settings import RaySettings, ScoreSettings
 
 
 def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:

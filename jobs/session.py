@@ -14,8 +14,8 @@ from contextlib import contextmanager, nullcontext
 import ray
 import ray.data
 
-from sentiment.config import RaySettings
 from sentiment.errors import ResourceError
+from sentiment.settings import RaySettings
 
 # For the embedded Ray only; a cluster has its own.
 _EMBEDDED_ENVIRONMENT = {

@@ -17,16 +17,29 @@ import sys
 from typing import Any
 
 from jobs.cli import Job
-from sentiment.config import RaySettings, TrainSettings
 from sentiment.recipe import BagRecipe, RecurrentRecipe
 from sentiment.recipes import RECIPES, get_recipe
+from sentiment.settings import RaySettings, TrainSettings
 
 
 def run(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Train `settings.recipe` with the fields that were overridden."""
-    from jobs.ray_training import train
+    from jobs.ray_training import Plan, train
+    from jobs.word_run import WordRun, with_vectors
 
-    return train(settings, ray_settings, get_recipe(settings.recipe).with_overrides(settings.overrides))
+    recipe = get_recipe(settings.recipe).with_overrides(settings.overrides)
+
+    def plan_for(data: str) -> Plan:
+        run = WordRun(
+            recipe=recipe,
+            data=data,
+            seed=settings.seed,
+            precision=settings.precision,
+            checkpoint_steps=settings.checkpoint_steps,
+        )
+        return Plan(run, complete=lambda: with_vectors(run))
+
+    return train(settings, ray_settings, recipe, plan_for)
 
 
 _ABOUT = f"{__doc__}\nRecipes:\n" + "\n".join(f"  {name:<17}{recipe.summary}" for name, recipe in RECIPES.items())

@@ -1,76 +1,37 @@
-"""One training run of a word-level recipe, wherever it runs: load, train, measure, write the bundle.
+"""One training run, wherever it is done: set up, train, measure, write the bundle.
 
-The workers of Ray Train (`jobs.train_worker`) and the tasks of `jobs/reproduce.py` both do exactly this.
+The workers of Ray Train (`jobs.train_worker`) and the tasks of `jobs/reproduce.py` both do exactly this. What is
+trained on what is said by the two kinds of runs: `jobs.word_run` and `jobs.bert_run`.
 """
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from jobs.pretrained import Pretrained
 from jobs.report import model_card
-from sentiment.batching import LengthBucketedBatches
 from sentiment.bundle import Bundle, BundleConfig, write_bundle
 from sentiment.checkpoint import Checkpoint
-from sentiment.config import Precision
 from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import resolve_precision
 from sentiment.metrics import Figures
-from sentiment.models import build_model, count_parameters
-from sentiment.models.bag import BagClassifier
-from sentiment.models.head import WordEmbedding
-from sentiment.models.rnn import RecurrentClassifier
-from sentiment.models.subwords import SubwordEmbedding
-from sentiment.recipe import Recipe, WordRecipe
+from sentiment.models import count_parameters
+from sentiment.optimisation import Optimisation
+from sentiment.recipe import Recipe
 from sentiment.schema import TEST, TRAIN, VALIDATION
+from sentiment.settings import Precision
 from sentiment.shapes import ModelConfig
-from sentiment.tokenizers import PAD_ID, WordTokenizer
-from sentiment.training import Hooks, Optimisation, evaluate, fit
+from sentiment.tokenizers import Tokenizer
+from sentiment.training import Batches, Hooks, evaluate, fit
 
 # Rows of a worker's batch when only measuring: no gradients to keep, so more than a training batch fits.
 EVALUATION_BATCH = 256
-# Of word vectors where neither the recipe nor pretrained vectors say; the notebooks'.
-_DEFAULT_WIDTH = 100
-
-
-@dataclass(frozen=True)
-class Run:
-    """What decides a run's result.
-
-    Attributes:
-        recipe: Model and optimiser settings.
-        data: Folder that `jobs/prepare.py` wrote.
-        seed: Everything random follows from it.
-        precision: Number format of forward passes.
-        checkpoint_steps: As in `Optimisation`.
-        pretrained: Word vectors to begin with.
-    """
-
-    recipe: WordRecipe
-    data: str
-    seed: int
-    precision: Precision
-    checkpoint_steps: int = 0
-    pretrained: Pretrained | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a run that goes on must have in common with its checkpoint.
-
-        Workers may differ: the same global batch gives the same losses. So may the vectors' folder: they are in the
-        checkpoint's weights by then.
-        """
-        recipe = self.recipe.model_dump(mode="json", exclude={*Recipe.WORDS} - {"name"})
-        if self.recipe.vectors:
-            recipe["vectors"] = Path(self.recipe.vectors).name
-        data = PreparedData(self.data).digest
-        return {"data": data, "recipe": recipe, "seed": self.seed, "precision": self.precision}
 
 
 @dataclass(frozen=True)
@@ -82,20 +43,99 @@ class Place:
     device: torch.device
 
 
+class Setup(ABC):
+    """A run's model and data in one process.
+
+    Attributes:
+        model: What is trained and measured.
+        whole: The model that predicts, of which `model` may be a part.
+        shape: Of the whole model.
+        tokenizer: What its ids mean.
+        facts: Of this kind of run, for `metrics.json`.
+    """
+
+    model: nn.Module
+    whole: nn.Module
+    shape: ModelConfig
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+
+    @abstractmethod
+    def batches(self, split: str) -> Batches:
+        """A process's share of a split: shuffled for training, by length for measuring."""
+
+    def end_training(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Bring the model into the form that is measured and bundled."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """What goes into the bundle, on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(ABC):
+    """What decides a run's result.
+
+    Attributes:
+        recipe: Model and optimiser settings.
+        data: Folder that `jobs/prepare.py` wrote.
+        seed: Everything random follows from it.
+        precision: Number format of forward passes.
+        checkpoint_steps: As in `Optimisation`.
+    """
+
+    recipe: Recipe
+    data: str
+    seed: int
+    precision: Precision
+    checkpoint_steps: int = 0
+
+    @abstractmethod
+    def set_up(self, place: Place) -> Setup:
+        """Load data and build the model.
+
+        Raises:
+            SentimentError: Data or settings are not as they must be.
+        """
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with its checkpoint."""
+
+    def _identity(self, made_of: dict[str, Any]) -> dict[str, Any]:
+        """Data, seed and settings; `made_of` in place of names that don't say what is behind them."""
+        settings = self.recipe.model_dump(mode="json", exclude={*Recipe.WORDS} - {"name"})
+        data = PreparedData(self.data).digest
+        return {"data": data, "recipe": {**settings, **made_of}, "seed": self.seed, "precision": self.precision}
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """How the weights are fitted."""
+        recipe = self.recipe
+        return Optimisation(
+            epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            schedule=recipe.schedule,
+            warmup_share=recipe.warmup_share,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            seed=self.seed,
+            checkpoint_steps=self.checkpoint_steps,
+            optimizer=recipe.optimizer,
+        )
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a run ends with.
 
     Attributes:
-        model: With the weights of its best epoch.
-        shape: Its shape.
-        tokenizer: What its ids mean.
+        setup: With the weights of its best epoch.
         metrics: Figures, for `metrics.json`.
     """
 
-    model: nn.Module
-    shape: ModelConfig
-    tokenizer: WordTokenizer
+    setup: Setup
     metrics: dict[str, Any]
 
 
@@ -111,34 +151,30 @@ def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None
     Raises:
         SentimentError: Data or settings are not as they must be.
     """
-    recipe, prepared = run.recipe, PreparedData(run.data)
-    tokenizer = prepared.tokenizer()
+    setup = run.set_up(place)
     precision = resolve_precision(run.precision, place.device)
-    model, shape = _build(run, tokenizer)
     final = fit(
-        model,
-        batches(run, prepared, TRAIN, place),
-        batches(run, prepared, VALIDATION, place),
-        _optimisation(run),
+        setup.model,
+        setup.batches(TRAIN),
+        setup.batches(VALIDATION),
+        run.optimisation,
         device=place.device,
         precision=precision,
         hooks=hooks,
         resume=resume,
     )
     assert final.best_weights is not None
-    model.load_state_dict(final.best_weights)
-    if isinstance(model.embedding, SubwordEmbedding):
-        model.embedding = model.embedding.folded()
+    setup.model.load_state_dict(final.best_weights)
+    setup.end_training()
     started = time.monotonic()
-    test = evaluate(model, batches(run, prepared, TEST, place), device=place.device, precision=precision)
+    test = evaluate(setup.model, setup.batches(TEST), device=place.device, precision=precision)
     test_s = time.monotonic() - started
     metrics = {
-        "recipe": recipe.name,
-        "parameters": count_parameters(model),
-        "trainable_parameters": count_parameters(model, trainable=True),
-        "vocabulary": tokenizer.vocabulary_size,
-        "vectors": run.pretrained.name if run.pretrained else None,
-        "token_coverage": run.pretrained.token_coverage if run.pretrained else None,
+        "recipe": run.recipe.name,
+        "parameters": count_parameters(setup.whole),
+        "trainable_parameters": count_parameters(setup.whole, trainable=True),
+        "vocabulary": setup.tokenizer.vocabulary_size,
+        **setup.facts,
         **_figures(final, test),
         "test_rows_per_s": round(test.rows / test_s),
         "workers": place.world_size,
@@ -146,75 +182,19 @@ def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None
         "precision": precision,
         "history": final.progress.history,
     }
-    return Trained(model, shape, tokenizer, metrics)
-
-
-def _build(run: Run, tokenizer: WordTokenizer) -> tuple[RecurrentClassifier | BagClassifier, ModelConfig]:
-    """The model to be trained, and the shape that it has once n-grams are folded into its word vectors."""
-    recipe, table = run.recipe, run.pretrained.table if run.pretrained else None
-    embedding_dim = table.matrix_VE.shape[1] if table else recipe.embedding_dim or _DEFAULT_WIDTH
-    shape = recipe.model(tokenizer.vocabulary_size, embedding_dim, tokenizer.pad_id, tokenizer.unk_id)
-    torch.manual_seed(run.seed)
-    model = build_model(shape)
-    if table:
-        with torch.no_grad():
-            model.get_parameter("embedding.weight").copy_(torch.from_numpy(table.matrix_VE))
-    if recipe.subwords:
-        assert isinstance(model.embedding, WordEmbedding)
-        special = (tokenizer.unk_id, tokenizer.pad_id)
-        model.embedding = SubwordEmbedding(model.embedding, tokenizer.tokens, recipe.embedding_std, special)
-    return model, shape
+    return Trained(setup, metrics)
 
 
 def bundle_run(folder: Path, run: Run, trained: Trained) -> Bundle:
     """Write a run's model as a bundle."""
+    setup = trained.setup
     return write_bundle(
         folder,
-        config=BundleConfig(recipe=run.recipe.name, model=trained.shape, max_length=run.recipe.max_length),
-        weights={name: weight.cpu() for name, weight in trained.model.state_dict().items()},
-        tokenizer=trained.tokenizer,
+        config=BundleConfig(recipe=run.recipe.name, model=setup.shape, max_length=run.recipe.max_length),
+        weights=setup.weights(),
+        tokenizer=setup.tokenizer,
         metrics=trained.metrics,
         card=model_card(run.recipe, trained.metrics, PreparedData(run.data).manifest),
-    )
-
-
-def batches(
-    run: Run, prepared: PreparedData, split: str, place: Place, max_length: int | None = None
-) -> LengthBucketedBatches:
-    """A process's share of a split: shuffled for training, by length for measuring.
-
-    Args:
-        run: Recipe and seed.
-        prepared: The rows.
-        split: "train", "validation" or "test".
-        place: The process.
-        max_length: Tokens of a text that are read; the recipe's if not given.
-    """
-    is_train = split == TRAIN
-    return LengthBucketedBatches(
-        prepared.examples(split),
-        batch_size=run.recipe.batch_size if is_train else EVALUATION_BATCH * place.world_size,
-        pad_id=PAD_ID,
-        max_length=max_length or run.recipe.max_length,
-        shuffle=is_train,
-        seed=run.seed,
-        rank=place.rank,
-        world_size=place.world_size,
-    )
-
-
-def _optimisation(run: Run) -> Optimisation:
-    recipe = run.recipe
-    return Optimisation(
-        epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        schedule=recipe.schedule,
-        warmup_share=recipe.warmup_share,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        seed=run.seed,
-        checkpoint_steps=run.checkpoint_steps,
-        optimizer=recipe.optimizer,
     )
 
 

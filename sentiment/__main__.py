@@ -24,8 +24,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
-from sentiment.config import Precision, unknown
+from sentiment.config import unknown
 from sentiment.errors import BundleError, ConfigError, DataError, ResourceError, SentimentError
+from sentiment.settings import Precision
 from sentiment.text import normalise
 
 if TYPE_CHECKING:

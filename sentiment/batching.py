@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,35 +52,64 @@ class Examples:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
+    def collate(self, rows_B: Int64Array, pad_id: int, max_length: int) -> tuple[Tensor, Tensor]:
+        """Lay rows side by side; as `pad` does."""
+        ids, offsets = self.ids, self.offsets
+        return pad([ids[offsets[row] : min(offsets[row + 1], offsets[row] + max_length)] for row in rows_B], pad_id)
+
+
+class Rows(Protocol):
+    """What batches are made of: encoded texts, or what an encoder made of them."""
+
+    @property
+    def labels_N(self) -> Int32Array:  # noqa: N802
+        """0 negative, 1 positive."""
+        ...
+
+    @property
+    def lengths_N(self) -> Int64Array:  # noqa: N802
+        """Tokens of each row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def collate(self, rows_B: Int64Array, pad_id: int, max_length: int) -> tuple[Tensor, Tensor]:
+        """Lay rows side by side: inputs, and lengths_B of at least 1; no rows at all make one row of one token."""
+        ...
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch.
+    """One rank's part of a global batch, or a part of that where it is too large for one pass.
 
     Attributes:
-        ids_BT: Token ids, padded on the right, int32.
+        inputs_BT: Token ids, padded on the right, int32; or an encoder's features of them, (B, T, E).
         lengths_B: Real tokens of each row, at least 1, int64.
         labels_B: float32.
         weights_B: 1 for a row, 0 for the filler of a rank that had none; float32.
         num_global: Rows of the whole batch over all ranks.
+        ends_step: The batch is complete with this part: the weights are to be updated.
     """
 
-    ids_BT: Tensor
+    inputs_BT: Tensor
     lengths_B: Tensor
     labels_B: Tensor
     weights_B: Tensor
     num_global: int
+    ends_step: bool = True
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to `device` without waiting for it."""
-        if device.type == "cpu":
-            return self
+        """Copy to `device` without waiting for it, but what is there already."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor if tensor.device.type == device.type else tensor.pin_memory().to(device, non_blocking=True)
 
-        return Batch(
-            move(self.ids_BT), move(self.lengths_B), move(self.labels_B), move(self.weights_B), self.num_global
+        return replace(
+            self,
+            inputs_BT=move(self.inputs_BT),
+            lengths_B=move(self.lengths_B),
+            labels_B=move(self.labels_B),
+            weights_B=move(self.weights_B),
         )
 
 
@@ -95,14 +124,15 @@ def pad(rows: Sequence[Any], pad_id: int) -> tuple[Tensor, Tensor]:
 
     Args:
         rows: Token ids of each row, lists or arrays. An empty row becomes one pad token: every row has a last token.
+            No rows at all make one such row.
         pad_id: Fills short rows.
 
     Returns:
         ids_BT int32 and lengths_B int64.
     """
-    lengths = [max(1, len(row)) for row in rows]
-    ids_BT = np.full((len(rows), padded_length(max(lengths))), pad_id, dtype=np.int32)
-    for filled, row in zip(ids_BT, rows, strict=True):
+    lengths = [max(1, len(row)) for row in rows] or [1]
+    ids_BT = np.full((len(lengths), padded_length(max(lengths))), pad_id, dtype=np.int32)
+    for filled, row in zip(ids_BT, rows, strict=False):
         filled[: len(row)] = row
     return torch.from_numpy(ids_BT), torch.tensor(lengths)
 
@@ -137,7 +167,7 @@ class LengthBucketedBatches:
     ranks, the others get one filler row of weight 0 so that all of them take the step.
 
     Args:
-        examples: The split, whole, on every rank.
+        rows: The split, whole, on every rank.
         batch_size: Global rows of a batch, over all ranks.
         pad_id: Fills short rows.
         max_length: Rows are cut to their first tokens.
@@ -146,11 +176,13 @@ class LengthBucketedBatches:
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
+        pass_tokens: Padded tokens that a pass in training may hold; a rank's share of a batch that holds more comes in
+            parts, whose gradients are added up. None: always in one.
     """
 
     def __init__(
         self,
-        examples: Examples,
+        rows: Rows,
         *,
         batch_size: int,
         pad_id: int,
@@ -159,8 +191,9 @@ class LengthBucketedBatches:
         seed: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        pass_tokens: int | None = None,
     ) -> None:
-        self.examples = examples
+        self.rows = rows
         self.batch_size = batch_size
         self.pad_id = pad_id
         self.max_length = max_length
@@ -168,10 +201,11 @@ class LengthBucketedBatches:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.pass_tokens = pass_tokens
 
     def __len__(self) -> int:
         """Batches of an epoch, the same on every rank."""
-        return math.ceil(len(self.examples) / self.batch_size) if self.shuffle else len(self.plan(0))
+        return math.ceil(len(self.rows) / self.batch_size) if self.shuffle else len(self.plan(0))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of one epoch.
@@ -182,11 +216,20 @@ class LengthBucketedBatches:
         """
         for rows_N in self.plan(epoch)[start:]:
             # Every world_size-th row: each rank's share has the same spread of lengths.
-            yield self._collate(rows_N[self.rank :: self.world_size], len(rows_N))
+            share_B = rows_N[self.rank :: self.world_size]
+            parts = self._parts(share_B)
+            for number, part_B in enumerate(parts, start=1):
+                yield self._collate(part_B, len(rows_N), ends_step=number == len(parts))
+
+    def _parts(self, share_B: Int64Array) -> list[Int64Array]:
+        if self.pass_tokens is None or not self.shuffle or not len(share_B):
+            return [share_B]
+        lengths_B = np.minimum(self.rows.lengths_N[share_B], self.max_length)
+        return [share_B[part] for part in length_ordered(lengths_B, len(share_B), self.pass_tokens)]
 
     def plan(self, epoch: int) -> list[Int64Array]:
         """Row numbers of each global batch of an epoch."""
-        lengths_N = np.minimum(self.examples.lengths_N, self.max_length)
+        lengths_N = np.minimum(self.rows.lengths_N, self.max_length)
         if not self.shuffle:
             return length_ordered(lengths_N, self.batch_size, TOKEN_BUDGET * self.world_size)
         random = np.random.default_rng((self.seed, epoch))
@@ -196,14 +239,12 @@ class LengthBucketedBatches:
             batches += _cut(window[np.argsort(lengths_N[window], kind="stable")], self.batch_size)
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def _collate(self, rows: Int64Array, num_global: int) -> Batch:
-        ids, offsets = self.examples.ids, self.examples.offsets
-        sequences = [ids[offsets[row] : min(offsets[row + 1], offsets[row] + self.max_length)] for row in rows]
-        is_filler = not sequences
-        ids_BT, lengths_B = pad(sequences or [np.empty(0, np.int32)], self.pad_id)
-        labels_B = torch.zeros(1) if is_filler else torch.from_numpy(self.examples.labels_N[rows]).float()
-        weights_B = torch.zeros(1) if is_filler else torch.ones(len(rows))
-        return Batch(ids_BT, lengths_B, labels_B, weights_B, num_global)
+    def _collate(self, rows_B: Int64Array, num_global: int, ends_step: bool) -> Batch:
+        inputs_BT, lengths_B = self.rows.collate(rows_B, self.pad_id, self.max_length)
+        is_filler = not len(rows_B)
+        labels_B = torch.zeros(1) if is_filler else torch.from_numpy(self.rows.labels_N[rows_B]).float()
+        weights_B = torch.zeros(1) if is_filler else torch.ones(len(rows_B))
+        return Batch(inputs_BT, lengths_B, labels_B, weights_B, num_global, ends_step)
 
 
 def _cut(rows: Int64Array, size: int) -> list[Int64Array]:

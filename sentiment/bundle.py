@@ -1,7 +1,7 @@
 """A bundle: one folder that holds everything needed to predict, and says so.
 
     config.json         recipe, model shape, maximum length, label order, format version
-    model.safetensors   weights
+    model.safetensors   weights; of a BERT-GRU, with the encoder or (by reference) without
     tokenizer.json      the tokenizer, as the `tokenizers` library saves it
     metrics.json        figures on validation and test rows, training history
     README.md           model card
@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sentiment.encoder_tokenizer import EncoderTokenizer
 from sentiment.errors import BundleError
 from sentiment.schema import LABELS
-from sentiment.shapes import ModelConfig
-from sentiment.tokenizers import WordTokenizer
+from sentiment.shapes import BertGruConfig, ModelConfig
+from sentiment.tokenizers import Tokenizer, WordTokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 METRICS, CARD, MANIFEST = "metrics.json", "README.md", "MANIFEST.json"
@@ -106,9 +107,14 @@ class Bundle:
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{self.path / WEIGHTS} can't be read: {error}") from error
 
-    def tokenizer(self) -> WordTokenizer:
-        """Load the tokenizer."""
-        return WordTokenizer.load(self.path / TOKENIZER)
+    def tokenizer(self) -> WordTokenizer | EncoderTokenizer:
+        """Load the tokenizer, of the model's kind.
+
+        Raises:
+            BundleError: It is damaged or of another kind.
+        """
+        kind = EncoderTokenizer if isinstance(self.config.model, BertGruConfig) else WordTokenizer
+        return kind.load(self.path / TOKENIZER)
 
 
 def write_bundle(
@@ -116,7 +122,7 @@ def write_bundle(
     *,
     config: BundleConfig,
     weights: dict[str, Tensor],
-    tokenizer: WordTokenizer,
+    tokenizer: Tokenizer,
     metrics: dict[str, Any],
     card: str,
 ) -> Bundle:
@@ -125,7 +131,8 @@ def write_bundle(
     Args:
         path: Folder, made if need be.
         config: Shape and limits.
-        weights: State dict of the model that `config.model` describes.
+        weights: State dict of the model that `config.model` describes; of an encoder that the config refers to, only
+            what was trained.
         tokenizer: The one it was trained with.
         metrics: Figures for `metrics.json`.
         card: Text of the model card.

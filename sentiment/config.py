@@ -1,7 +1,7 @@
 """Typed settings: `ray_config.yaml`, then `SENTIMENT_<SECTION>_<FIELD>` in the environment, then flags; the last wins.
 
-Each job reads one section and `ray`. Sections are frozen and checked once; an unknown key names the near ones. Imports
-neither torch nor ray, so that `--help` and a mistyped flag answer at once.
+Each job reads one section of `sentiment.settings` and `ray`. Sections are frozen and checked once; an unknown key names
+the near ones.
 """
 
 from __future__ import annotations
@@ -10,183 +10,16 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import EnvSettingsSource, SettingsError
 
 from sentiment.errors import ConfigError
+from sentiment.settings import SECTIONS, Section
 
 CONFIG_FILE = "ray_config.yaml"
-Precision = Literal["auto", "bf16", "float32"]
-Encoding = Literal["auto", "utf-8", "latin-1"]
-
-
-class Section(BaseSettings):
-    """One section of `ray_config.yaml`."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
-    section: ClassVar[str]
-
-
-class RaySettings(Section):
-    """How jobs find Ray, or start their own."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_RAY_")
-    section = "ray"
-
-    address: str | None = Field(None, description="cluster to join (also RAY_ADDRESS); none: an embedded Ray")
-    num_cpus: int | None = Field(None, gt=0, description="logical CPUs of the embedded Ray; none: the machine's cores")
-    num_gpus: int | None = Field(None, ge=0, description="logical GPUs of the embedded Ray; none: the machine's GPUs")
-    object_store_gib: float | None = Field(None, ge=0.1, description="shared memory of the embedded Ray, GiB")
-    dashboard: bool = Field(False, description="start the dashboard of the embedded Ray")
-    verbose: bool = Field(False, description="show Ray's own log lines")
-
-
-class PrepareSettings(Section):
-    """`jobs/prepare.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_PREPARE_")
-    section = "prepare"
-
-    input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
-    output: str = Field(description="folder for the prepared data")
-    test_input: list[str] = Field([], description="official test set, kept apart and left as it is")
-    text_column: str | None = Field(None, description="column with the text; found by name if not given")
-    label_column: str | None = Field(None, description="column with the label; found by name if not given")
-    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
-    seed: int = Field(1, description="picks which texts fall into validation and test")
-    validation_share: float = Field(0.05, ge=0, lt=1, description="share of the rows kept for validation")
-    test_share: float = Field(0.10, ge=0, lt=1, description="share kept for testing; 0 with --test-input")
-    vocabulary_size: int = Field(25_000, gt=0, description="words at most, beside <unk> and <pad>")
-    min_frequency: int = Field(2, gt=0, description="rarer words are <unk>, so that its vector is trained")
-    rows_per_file: int = Field(100_000, gt=0, description="rows of a Parquet file, about")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
-
-    @model_validator(mode="after")
-    def _leave_rows_to_train_on(self) -> Self:
-        if self.validation_share + self.test_share >= 1:
-            raise ValueError("--validation-share and --test-share leave no rows to train on")
-        return self
-
-
-class TrainSettings(Section):
-    """`jobs/train_lstm.py`; the recipe's own fields are flags too."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_")
-    section = "train"
-
-    data: str | None = Field(
-        None, description="folder that jobs/prepare.py wrote; none: runs/imdb or runs/sentiment140, by recipe"
-    )
-    output: str = Field(description="folder for checkpoints, curve, metrics and the bundle")
-    recipe: str = Field("tweets", description="named recipe of sentiment/recipes.py")
-    num_workers: int = Field(2, gt=0, description="Ray Train workers, data-parallel")
-    use_gpu: bool = Field(False, description="one GPU for each worker")
-    cpus_per_worker: int = Field(1, gt=0, description="CPUs, and torch threads, of a worker")
-    seed: int = Field(1, ge=0, description="everything random follows from it")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    resume: bool = Field(False, description="go on from the last checkpoint in --output")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
-    checkpoint_steps: int = Field(0, ge=0, description="a checkpoint every so many steps beside each epoch's; 0: none")
-    max_failures: int = Field(2, ge=0, description="lost workers that are made good from the last checkpoint")
-    collective_timeout_s: int = Field(120, gt=0, description="a worker that waits longer for the others fails, s")
-    overrides: dict[str, Any] = Field({}, description="fields of the recipe that were set")
-
-
-class ScoreSettings(Section):
-    """`jobs/score.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_SCORE_")
-    section = "score"
-
-    model: str = Field(description="bundle that a training job wrote")
-    input: list[str] = Field(min_length=1, description="files, folders, globs or URIs to score")
-    output: str = Field(description="folder for scored/, rejected/ and manifest.json")
-    text_column: str | None = Field(None, description="column with the text; found by name if not given")
-    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
-    num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
-    use_gpu: bool = Field(False, description="model actors run on GPUs")
-    gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor; 0.25 puts four on one")
-    batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    rows_per_file: int = Field(500_000, gt=0, description="rows of a Parquet file, about")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
-
-
-class EvaluateSettings(Section):
-    """`jobs/evaluate.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_EVALUATE_")
-    section = "evaluate"
-
-    model: str = Field(description="bundle that a training job wrote")
-    input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
-    output: str = Field(description="folder for evaluation.json and rejected/")
-    text_column: str | None = Field(None, description="column with the text; found by name if not given")
-    label_column: str | None = Field(None, description="column with the label; found by name if not given")
-    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
-    num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
-    use_gpu: bool = Field(False, description="model actors run on GPUs")
-    gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor")
-    batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
-
-
-class ReproduceSettings(Section):
-    """`jobs/reproduce.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_REPRODUCE_")
-    section = "reproduce"
-
-    imdb: str | None = Field(
-        None, description="IMDB as jobs/prepare.py wrote it; runs/imdb if neither of both is given"
-    )
-    sentiment140: str | None = Field(None, description="Sentiment140, likewise; runs/sentiment140")
-    recipes: list[str] = Field([], description="recipes to run; none: all")
-    seeds: list[int] = Field([1, 2, 3], min_length=1, description="a run for each")
-    datasets: Literal["own", "all"] = Field("own", description="data that a recipe is meant for, or all that is given")
-    vectors: str | None = Field(None, description="file or name of vectors to use where a recipe asks for some")
-    max_lengths: list[int] = Field([128, 256, 1024], description="other maximum lengths that IMDB runs are measured at")
-    baseline: bool = Field(True, description="also TF-IDF with logistic regression (needs the extra `baseline`)")
-    output: str = Field(
-        "runs/reproduction", description="folder for the runs, seen by all nodes; finished ones are kept"
-    )
-    overwrite: bool = Field(False, description="replace runs of other data or settings in --output")
-    report: str = Field("docs/results", description="folder for reproduction.md and reproduction.json")
-    cpus_per_run: int = Field(1, gt=0, description="CPUs, and torch threads, of a run")
-    gpus_per_run: float = Field(0.0, ge=0, description="GPU share of a run; 0.25 puts four on one")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-
-    @model_validator(mode="after")
-    def _hold_numbers_in_range(self) -> Self:
-        if min(self.seeds) < 0:
-            raise ValueError("--seeds must be 0 or more")
-        if any(length < 1 for length in self.max_lengths):
-            raise ValueError("--max-lengths must be 1 or more")
-        return self
-
-
-class DemoSettings(Section):
-    """`jobs/demo.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_DEMO_")
-    section = "demo"
-
-    data: str | None = Field(None, description="labelled tweets; none: the embedded corpus")
-    output: str = Field("runs/demo", description="folder for everything; replaced by each run")
-    config: str | None = Field(None, description="configuration file; handed on to the jobs")
-
-
-SECTIONS: dict[str, type[Section]] = {
-    cls.section: cls
-    for cls in (
-        *(RaySettings, PrepareSettings, TrainSettings, ScoreSettings, EvaluateSettings),
-        *(ReproduceSettings, DemoSettings),
-    )
-}
 S = TypeVar("S", bound=Section)
 
 
@@ -265,10 +98,12 @@ def _from_file(section: str, known: set[str], file: str | None) -> dict[str, Any
 
 
 def _from_environment(section: type[Section], known: set[str]) -> dict[str, Any]:
-    prefix = str(section.model_config["env_prefix"])
+    prefix = _prefix(section)
     extra: dict[str, Any] = {}
+    others = [other for other in map(_prefix, SECTIONS.values()) if len(other) > len(prefix)]
     for variable, value in os.environ.items():
-        if variable.startswith(prefix):
+        # SENTIMENT_TRAIN_BERT_SEED is no setting BERT_SEED of section train.
+        if variable.startswith(prefix) and not variable.startswith(tuple(others)):
             name = variable.removeprefix(prefix).lower()
             if name not in known:
                 raise unknown(
@@ -280,6 +115,10 @@ def _from_environment(section: type[Section], known: set[str]) -> dict[str, Any]
         return {**extra, **EnvSettingsSource(section)()}
     except SettingsError as error:
         raise ConfigError(f'{error}: a list is written as JSON, {prefix}…=\'["a.csv", "b.csv"]\'') from error
+
+
+def _prefix(section: type[Section]) -> str:
+    return str(section.model_config["env_prefix"])
 
 
 def fields_of(model: type[BaseModel], leave_out: Iterable[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from sentiment.config import Precision
+from sentiment.settings import Precision
 
 
 def pick_device(use_gpu: bool | None = None) -> torch.device:

@@ -29,3 +29,9 @@ class BundleError(SentimentError):
 
 class ResourceError(SentimentError):
     """More CPUs, GPUs, memory or disk asked for than there are."""
+
+
+def brief(error: BaseException) -> str:
+    """What another library's error says, in one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -8,6 +8,7 @@ batch and in any order, to 1e-5 in float32 (1e-2 in bfloat16).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,14 @@ import torch
 
 from sentiment.batching import TOKEN_BUDGET, length_ordered, pad
 from sentiment.bundle import Bundle
-from sentiment.config import Precision
 from sentiment.devices import autocast, pick_device, resolve_precision
+from sentiment.encoder_tokenizer import EncoderTokenizer
+from sentiment.encoders import find_encoder, load_encoder
 from sentiment.errors import BundleError
 from sentiment.models import build_model
 from sentiment.schema import LABELS, NEGATIVE, POSITIVE
+from sentiment.settings import Precision
+from sentiment.shapes import BertGruConfig
 from sentiment.text import normalise
 
 # Rows of a batch, fewer where texts are long (`TOKEN_BUDGET`).
@@ -67,17 +71,10 @@ class Predictor:
 
         Raises:
             BundleError: The bundle is incomplete, altered, or its weights don't fit its config.
+            ConfigError: It refers to an encoder that can't be found.
         """
         bundle = Bundle.open(path)
-        with torch.device("meta"):
-            model = build_model(bundle.config.model)
-        try:
-            # assign: the tensors of the file become the weights, with no random weights made first.
-            model.load_state_dict(bundle.weights(), assign=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:400]
-            raise BundleError(f"{bundle.path}: weights don't fit config.json: {reason}") from error
-        predictor = cls(bundle, model, pick_device(use_gpu), precision)
+        predictor = cls(bundle, _load_model(bundle), pick_device(use_gpu), precision)
         if predictor.tokenizer.vocabulary_size > bundle.config.model.vocabulary_size:
             raise BundleError(
                 f"{bundle.path}: tokenizer.json knows {predictor.tokenizer.vocabulary_size} words, the model of "
@@ -86,8 +83,15 @@ class Predictor:
         return predictor
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Normalise and tokenise texts, cut to the model's maximum length."""
-        return self.tokenizer.encode([normalise(text) for text in texts], max_length=self.config.max_length)
+        """Normalise and tokenise texts, cut to the model's maximum length.
+
+        One without a word gets as many ids as the tokenizer has special tokens around it.
+        """
+        normalised = [normalise(text) for text in texts]
+        if not isinstance(self.tokenizer, EncoderTokenizer):
+            return self.tokenizer.encode(normalised, self.config.max_length)
+        assert isinstance(self.config.model, BertGruConfig)
+        return self.tokenizer.encode(normalised, self.config.max_length, truncation=self.config.model.truncation)
 
     def forward(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         """Compute p(positive) of encoded texts, in their order.
@@ -111,7 +115,7 @@ class Predictor:
         """Classify texts, in their order.
 
         Args:
-            texts: Raw texts; an empty one gets the score of a text of unknown words only.
+            texts: Raw texts; an empty one gets the score that a model gives to no words.
         """
         p_positive = self.forward(self.encode(texts))
         labels, scores = labels_and_scores(p_positive)
@@ -138,3 +142,23 @@ def labels_and_scores(p_positive: FloatArray) -> tuple[list[str], FloatArray]:
     is_positive = p_positive >= 0.5
     labels = [LABELS[POSITIVE] if positive else LABELS[NEGATIVE] for positive in is_positive]
     return labels, np.where(is_positive, p_positive, 1 - p_positive).astype(np.float32)
+
+
+def _load_model(bundle: Bundle) -> torch.nn.Module:
+    """The model with the bundle's weights, and with the encoder that it refers to, if it does."""
+    config = bundle.config.model
+    reference = config.encoder_reference if isinstance(config, BertGruConfig) else None
+    # An encoder makes buffers that are in no file, so it can't be built without memory.
+    with nullcontext() if isinstance(config, BertGruConfig) else torch.device("meta"):
+        model = build_model(config)
+    if reference is not None:
+        model.encoder = load_encoder(find_encoder(reference.name, reference.revision, sha256=reference.sha256))
+    try:
+        # assign: the tensors of the file become the weights, with no random weights made first.
+        missing, unexpected = model.load_state_dict(bundle.weights(), assign=True, strict=reference is None)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise BundleError(f"{bundle.path}: weights don't fit config.json: {reason}") from error
+    if unexpected or any(not name.startswith("encoder.") for name in missing):
+        raise BundleError(f"{bundle.path}: weights don't fit config.json: {[*missing, *unexpected][:5]}")
+    return model

@@ -1,7 +1,7 @@
 """What a recipe is: model, data and optimiser settings, complete. The named ones are in `sentiment.recipes`.
 
-Each setting can be overridden by a flag of the same name, by `SENTIMENT_TRAIN_…` in the environment, or in
-`ray_config.yaml`. Imports neither torch nor Ray: flags are made of these classes.
+Each setting can be overridden by a flag of the same name, by `SENTIMENT_TRAIN_…` (`SENTIMENT_TRAIN_BERT_…`) in the
+environment, or in `ray_config.yaml`. Imports neither torch nor Ray: flags are made of these classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sentiment.config import describe
 from sentiment.errors import ConfigError
-from sentiment.shapes import BagConfig, Cell, ModelConfig, Pooling, RecurrentConfig
+from sentiment.shapes import BagConfig, BertGruConfig, Cell, Pooling, RecurrentConfig, Truncation, WordModelConfig
 
 
 class Recipe(BaseModel):
@@ -78,11 +78,11 @@ class WordRecipe(Recipe):
     word_dropout: float = Field(0.0, ge=0, lt=1, description="share of tokens replaced by <unk> in training")
     num_logits: Literal[1, 2] = Field(1, description="outputs of the head: one, or one for each class")
 
-    def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> ModelConfig:
+    def model(self, vocabulary_size: int, embedding_dim: int, pad_id: int, unk_id: int) -> WordModelConfig:
         """Shape of the recipe's model for a vocabulary and word vectors of a width."""
         fields = self.model_dump(include={*self.SHAPE.model_fields} - {"embedding_dim"})
         sizes = {"vocabulary_size": vocabulary_size, "embedding_dim": embedding_dim}
-        config: ModelConfig = self.SHAPE.model_validate({**fields, **sizes, "pad_id": pad_id, "unk_id": unk_id})
+        config: WordModelConfig = self.SHAPE.model_validate({**fields, **sizes, "pad_id": pad_id, "unk_id": unk_id})
         return config
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
@@ -158,3 +158,31 @@ class BagRecipe(WordRecipe):
             return json.loads(value)
         except json.JSONDecodeError:
             raise ValueError("a list is written as JSON, [30, 10]") from None
+
+
+class BertRecipe(Recipe):
+    """A GRU on a pretrained encoder, `sentiment.models.bert_gru`."""
+
+    encoder: str = Field(
+        description="pretrained BERT-family encoder: a hub id, a folder, or minilm (extra of that name)"
+    )
+    encoder_revision: str | None = Field(None, description="commit or tag on the hub; none: the newest")
+    unfreeze_layers: int = Field(0, ge=0, description="top layers of the encoder to train too")
+    encoder_learning_rate: float = Field(5e-5, gt=0, description="(peak) learning rate of those layers")
+    encoder_warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps in which theirs warms up")
+    truncation: Truncation = Field("head", description="what is read of texts longer than max_length")
+    hidden_dim: int = Field(256, gt=0, description="width of one direction's state")
+    num_layers: int = Field(2, gt=0, description="stacked GRU layers")
+    bidirectional: bool = Field(True, description="read the text from both ends")
+    dropout: float = Field(0.25, ge=0, lt=1, description="share of values zeroed in training")
+    pooling: Pooling = Field("last", description="what the head sees: last state, maximum, or last, maximum and mean")
+
+    @field_validator("encoder_revision", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    def model(self, encoder: dict[str, Any], pad_id: int, unk_id: int) -> BertGruConfig:
+        """Shape of the recipe's model on an encoder."""
+        fields = self.model_dump(include={*BertGruConfig.model_fields} - {"encoder"})
+        return BertGruConfig.model_validate({**fields, "encoder": encoder, "pad_id": pad_id, "unk_id": unk_id})

@@ -5,12 +5,13 @@ Apart from the models so that recipes and flags can be read without importing to
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Cell = Literal["rnn", "gru", "lstm"]
 Pooling = Literal["last", "max", "concat"]
+Truncation = Literal["head", "head+tail"]
 
 
 class _Shape(BaseModel):
@@ -57,4 +58,54 @@ class BagConfig(_Shape):
     hidden_dims: tuple[Annotated[int, Field(gt=0)], ...]
 
 
-ModelConfig = Annotated[RecurrentConfig | BagConfig, Field(discriminator="kind")]
+class EncoderReference(BaseModel):
+    """Where a pretrained encoder is found, and how to know that it is the one.
+
+    Attributes:
+        name: Hub id, folder, or "minilm".
+        revision: Commit on the hub.
+        sha256: Over its config and weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    revision: str | None = None
+    sha256: str
+
+
+class BertGruConfig(BaseModel):
+    """Shape of a `sentiment.models.bert_gru.BertGruClassifier`, and how texts are cut for it.
+
+    Attributes:
+        encoder: The encoder's own `config.json`, as transformers has it.
+        encoder_reference: Where its lower layers are found, if their weights aren't in the bundle.
+        unfreeze_layers: Top layers of the encoder that were trained: always in the bundle.
+        truncation: "head", or "head+tail": which part of a long text is read.
+        pad_id: Token that fills short rows.
+        unk_id: Token that stands for what the tokenizer doesn't know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["bert-gru"] = "bert-gru"
+    encoder: dict[str, Any]
+    encoder_reference: EncoderReference | None = None
+    unfreeze_layers: int = Field(0, ge=0)
+    hidden_dim: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    bidirectional: bool
+    dropout: float = Field(ge=0, lt=1)
+    pooling: Pooling = "last"
+    truncation: Truncation = "head"
+    pad_id: int = Field(ge=0)
+    unk_id: int = Field(ge=0)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the encoder's embedding."""
+        return int(self.encoder["vocab_size"])
+
+
+WordModelConfig = RecurrentConfig | BagConfig
+ModelConfig = Annotated[RecurrentConfig | BagConfig | BertGruConfig, Field(discriminator="kind")]

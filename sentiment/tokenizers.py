@@ -14,8 +14,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from tokenizers import Regex, Tokenizer
+import tokenizers
+from tokenizers import Regex
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Split
@@ -60,10 +62,42 @@ _PATTERN = "|".join(
 _TRAINING_BATCH = 4096
 
 
+class Tokenizer(Protocol):
+    """What bundles and models ask of a tokenizer of any kind."""
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Maps normalised texts to ids, cut to `max_length`."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Writes a standard `tokenizer.json`."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids that it knows."""
+        ...
+
+    @property
+    def num_special_tokens(self) -> int:
+        """Tokens around every text."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up short rows."""
+        ...
+
+    @property
+    def unk_id(self) -> int:
+        """The id of what it doesn't know."""
+        ...
+
+
 class WordTokenizer:
     """Splits normalised text into words and maps the frequent ones to ids. Immutable, so threads may share it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Wraps a tokenizer of this kind; callers use `train`, `load` or `from_json`."""
         self._tokenizer = tokenizer
         ids = tokenizer.get_vocab()
@@ -128,7 +162,7 @@ class WordTokenizer:
         expected = f"expected a word-level tokenizer.json with {UNK} = {UNK_ID} and {PAD} = {PAD_ID}"
         try:
             kind = json.loads(text)["model"]["type"]
-            tokenizer = Tokenizer.from_str(text)
+            tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the Rust side raises nothing narrower
             raise BundleError(f"tokenizer {source}: damaged or not a tokenizer; {expected}") from error
         ids = tokenizer.get_vocab()
@@ -179,6 +213,11 @@ class WordTokenizer:
         return len(self._tokens)
 
     @property
+    def num_special_tokens(self) -> int:
+        """Tokens around every text: none."""
+        return 0
+
+    @property
     def unk_id(self) -> int:
         """The id of every word outside the vocabulary."""
         return UNK_ID
@@ -189,8 +228,8 @@ class WordTokenizer:
         return PAD_ID
 
 
-def _assemble(vocabulary: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+def _assemble(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     tokenizer.normalizer = Lowercase()
     # "removed" + invert: keep the matches, drop what lies between.
     tokenizer.pre_tokenizer = Split(Regex(_PATTERN), behavior="removed", invert=True)

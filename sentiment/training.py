@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -24,6 +25,7 @@ from sentiment.checkpoint import Checkpoint, Progress
 from sentiment.devices import autocast
 from sentiment.errors import ConfigError
 from sentiment.metrics import Counts, Figures
+from sentiment.optimisation import Optimisation, learning_rate_at, make_optimizer
 
 
 class Batches(Protocol):
@@ -32,36 +34,8 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch for this rank, the first `start` left out."""
+        """Batches of an epoch for this rank, the first `start` left out; large ones in parts (`Batch.ends_step`)."""
         ...
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How the weights are fitted.
-
-    Attributes:
-        epochs: Passes over the training rows.
-        learning_rate: The optimiser's; the peak where a schedule is on.
-        schedule: "constant", or "one-cycle": linear warm-up over the first `warmup_share` of all steps, then cosine
-            decay to a hundredth (after Smith & Topin 2018).
-        warmup_share: Share of all steps.
-        weight_decay: Decoupled with AdamW (Loshchilov & Hutter 2019), L2 with SGD.
-        clip_norm: Gradients are scaled down to this 2-norm; 0 leaves them as they are.
-        seed: Everything random follows from it.
-        checkpoint_steps: A checkpoint every so many steps beside the one after each epoch; 0 for none.
-        optimizer: "adamw" (without weight decay it is Adam), or "sgd", plain.
-    """
-
-    epochs: int
-    learning_rate: float
-    schedule: Literal["constant", "one-cycle"]
-    warmup_share: float
-    weight_decay: float
-    clip_norm: float
-    seed: int
-    checkpoint_steps: int = 0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -77,24 +51,13 @@ class Hooks:
     on_step: Callable[[int, int, int], None] = lambda epoch, step, steps: None
 
 
-def learning_rate_at(step: int, total_steps: int, settings: Optimisation) -> float:
-    """Learning rate of a step (0-based) out of `total_steps`."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    warmup_steps = max(1, round(total_steps * settings.warmup_share))
-    if step < warmup_steps:
-        return settings.learning_rate * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
-
-
 def evaluate(
     model: nn.Module, batches: Batches, *, device: torch.device, precision: Literal["bf16", "float32"]
 ) -> Figures:
     """Measure a model over one pass of `batches`, summed over all ranks.
 
     Args:
-        model: Takes (ids_BT, lengths_B), returns logits_B. Left in evaluation mode.
+        model: Takes (inputs_BT, lengths_B), returns logits_B. Left in evaluation mode.
         batches: What to measure on; on each rank its own share.
         device: Where the model is.
         precision: Number format of the forward pass.
@@ -106,7 +69,7 @@ def evaluate(
         for loaded in batches.epoch(0):
             batch = loaded.to(device)
             with autocast(precision, device):
-                logits_B = model(batch.ids_BT, batch.lengths_B)
+                logits_B = model(batch.inputs_BT, batch.lengths_B)
             losses_B = binary_cross_entropy_with_logits(logits_B.float(), batch.labels_B, reduction="none")
             counts.add(logits_B, batch.labels_B, losses_B, batch.weights_B)
     return counts.over_ranks().figures()
@@ -126,7 +89,7 @@ def fit(
     """Train a model, keeping the weights of the epoch with the lowest validation loss.
 
     Args:
-        model: Takes (ids_BT, lengths_B), returns logits_B.
+        model: Takes (inputs_BT, lengths_B), returns logits_B.
         train: Training rows.
         validation: Rows to choose the best epoch by.
         settings: How the weights are fitted.
@@ -174,7 +137,7 @@ class _Run:
             else self.model
         )
         self.trainable = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = _optimizer(self.trainable, self.settings)
+        self.optimizer = make_optimizer(self.model, self.settings)
         if self.resume is not None:
             self.optimizer.load_state_dict(self.resume.optimizer)
 
@@ -190,8 +153,15 @@ class _Run:
         if self.rank != 0 and progress.sums:
             counts = Counts()  # The sums so far are over all ranks: one of them carries on with them.
         self.wrapped.train()
+        begins_step = True
         for batch in self.train.epoch(progress.epoch, start=progress.step):
-            self._step(batch.to(self.device), counts)
+            if begins_step:
+                self._begin_step()
+            self._add_gradients(batch.to(self.device), counts)
+            begins_step = batch.ends_step
+            if not batch.ends_step:
+                continue
+            self._update()
             progress.step += 1
             self.hooks.on_step(progress.epoch, progress.step, len(self.train))
             every = self.settings.checkpoint_steps
@@ -237,35 +207,42 @@ class _Run:
             self.best_weights = checkpoint.best_weights = checkpoint.weights
         self.hooks.on_checkpoint(checkpoint, figures)
 
-    def _step(self, batch: Batch, counts: Counts) -> None:
+    def _begin_step(self) -> None:
         step = self.progress.epoch * len(self.train) + self.progress.step
         # Dropout of this step, the same whenever it is run; ranks differ, as their rows do.
         torch.manual_seed(_mix(self.settings.seed, step, self.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, self.settings.epochs * len(self.train), self.settings)
-        with autocast(self.precision, self.device):
-            logits_B = self.wrapped(batch.ids_BT, batch.lengths_B)
-        losses_B = binary_cross_entropy_with_logits(logits_B.float(), batch.labels_B, reduction="none")
-        # DDP averages gradients over ranks; this makes that average the mean over the whole batch's rows, also where
-        # ranks hold different numbers of them.
-        loss = (losses_B * batch.weights_B).sum() * self.world_size / batch.num_global
+            group["lr"] = learning_rate_at(
+                step, self.settings.epochs * len(self.train), self.settings, finetuned=group.get("finetuned", False)
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def _add_gradients(self, batch: Batch, counts: Counts) -> None:
+        with self._exchange(batch.ends_step):
+            with autocast(self.precision, self.device):
+                logits_B = self.wrapped(batch.inputs_BT, batch.lengths_B)
+            losses_B = binary_cross_entropy_with_logits(logits_B.float(), batch.labels_B, reduction="none")
+            # DDP averages gradients over ranks; this makes that average the mean over the whole batch's rows, also
+            # where ranks hold different numbers of them.
+            loss = (losses_B * batch.weights_B).sum() * self.world_size / batch.num_global
+            loss.backward()
+        counts.add(logits_B.detach(), batch.labels_B, losses_B, batch.weights_B)
+
+    def _exchange(self, ends_step: bool) -> AbstractContextManager[None]:
+        """Ranks may have different numbers of parts: they exchange gradients with the last one only."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not ends_step:
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def _update(self) -> None:
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.trainable, self.settings.clip_norm)
         self.optimizer.step()
-        counts.add(logits_B.detach(), batch.labels_B, losses_B, batch.weights_B)
 
     def _checkpoint(self) -> Checkpoint:
         """Copy the state to the CPU."""
         weights = {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
         return Checkpoint(self.progress, weights, self.best_weights, self.optimizer.state_dict())
-
-
-def _optimizer(weights: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _mix(*numbers: int) -> int:

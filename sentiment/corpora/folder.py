@@ -20,7 +20,7 @@ from sentiment.errors import ConfigError, DataError
 # What jobs write into an output folder, at its top.
 _OURS = re.compile(
     r"\..*\.tmp|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
-    r"|train|validation|test|scored|rejected|bundle|checkpoints|prepared|model|corpus\.csv|archive\.jsonl\.gz"
+    r"|train|validation|test|features|scored|rejected|bundle|checkpoints|prepared|model|corpus\.csv|archive\.jsonl\.gz"
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from sentiment.batching import Examples
 from sentiment.corpora.folder import Folder
@@ -125,15 +127,39 @@ class PreparedData:
         """
         return self._read(split, TEXT, LABEL)
 
-    def _read(self, split: str, *columns: str) -> pa.Table:
-        schema = pa.schema([PREPARED_SCHEMA.field(name) for name in (ROW_ID, *columns)])
+    def files(self, split: str) -> dict[str, int]:
+        """Names of a split's Parquet files and the rows of each."""
+        names = [posixpath.basename(path) for path in self._paths(split)]
+        return {
+            name: pq.read_metadata(self._folder.inner(f"{split}/{name}"), filesystem=self._folder.fs).num_rows
+            for name in sorted(names)
+        }
+
+    def rows_of(self, split: str, file: str, start: int, rows: int) -> pa.Table:
+        """Load row ids, labels and normalised texts of some rows of a file, in the file's order."""
+        path = self._folder.inner(f"{split}/{file}")
+        with pq.ParquetFile(path, filesystem=self._folder.fs) as parquet:
+            counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            ends = np.cumsum(counts)
+            begin, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, start + rows))
+            groups = [group for group in range(begin, last + 1) if group < len(counts)]
+            table = parquet.read_row_groups(groups, columns=[ROW_ID, LABEL, TEXT])
+        first = int(ends[groups[0]] - counts[groups[0]]) if groups else 0
+        return table.slice(start - first, rows).combine_chunks()
+
+    def _paths(self, split: str) -> list[str]:
         # An object store has no empty folders: a split without rows may not be there at all.
         shards = pafs.FileSelector(self._folder.inner(split), allow_not_found=True)
-        files = [
+        return [
             info.path
             for info in self._folder.fs.get_file_info(shards)
             if info.extension == "parquet" and info.base_name[0] != "."
         ]
-        dataset = pyarrow.dataset.dataset(files, filesystem=self._folder.fs, format="parquet", schema=schema)
+
+    def _read(self, split: str, *columns: str) -> pa.Table:
+        schema = pa.schema([PREPARED_SCHEMA.field(name) for name in (ROW_ID, *columns)])
+        dataset = pyarrow.dataset.dataset(
+            self._paths(split), filesystem=self._folder.fs, format="parquet", schema=schema
+        )
         # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
         return dataset.to_table().sort_by(ROW_ID).combine_chunks()

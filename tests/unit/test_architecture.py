@@ -17,15 +17,16 @@ ROOT = Path(__file__).parents[2]
 # DESIGN: a module may import from lower layers and from its own package. `sentiment.corpora` and the others without
 # further names stand for all their modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.shapes"),
-    ("sentiment.config",),
+    ("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.shapes", "sentiment.settings"),
+    ("sentiment.config", "sentiment.hub"),
     (
         *("sentiment.tokenizers", "sentiment.vectors", "sentiment.batching", "sentiment.devices"),
+        *("sentiment.encoders", "sentiment.encoder_tokenizer", "sentiment.optimisation"),
         *("sentiment.models", "sentiment.metrics"),
     ),
     ("sentiment.recipe",),
-    ("sentiment.recipes",),
-    ("sentiment.bundle", "sentiment.checkpoint"),
+    ("sentiment.recipes", "sentiment.bert_recipes"),
+    ("sentiment.bundle", "sentiment.checkpoint", "sentiment.features"),
     ("sentiment.training", "sentiment.predictor"),
     ("sentiment.corpora",),
     ("sentiment.__main__",),
@@ -192,8 +193,17 @@ def test_importing_any_module_does_nothing(tmp_path: Path) -> None:
 
 def test_command_lines_answer_without_torch_and_ray(tmp_path: Path) -> None:
     """`--help` and a mistyped flag must not wait seconds for imports they don't need."""
-    light = ["sentiment.config", "sentiment.recipes", "sentiment.__main__", "sentiment.vectors.__main__", "jobs.cli"]
-    light += [f"jobs.{name}" for name in ("prepare", "train_lstm", "score", "evaluate", "reproduce", "demo")]
+    light = [
+        "sentiment.config",
+        "sentiment.recipes",
+        "sentiment.bert_recipes",
+        "sentiment.__main__",
+        "sentiment.vectors.__main__",
+        "jobs.cli",
+    ]
+    light += [
+        f"jobs.{name}" for name in ("prepare", "train_lstm", "train_bert", "score", "evaluate", "reproduce", "demo")
+    ]
     code = (
         f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"
         "print([name for name in ('torch', 'ray', 'pyarrow', 'matplotlib') if name in sys.modules])"

@@ -17,7 +17,7 @@ def examples(num_rows: int, seed: int = 0, longest: int = 40) -> Examples:
 
 
 def rows_of(batches: LengthBucketedBatches, epoch: int, start: int = 0) -> list[list[int]]:
-    return [(batch.ids_BT[batch.weights_B > 0, 0] - 2).tolist() for batch in batches.epoch(epoch, start=start)]
+    return [(batch.inputs_BT[batch.weights_B > 0, 0] - 2).tolist() for batch in batches.epoch(epoch, start=start)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -59,15 +59,15 @@ def test_little_padding_and_few_sizes() -> None:
     data = examples(20_000)
     batches = list(LengthBucketedBatches(data, batch_size=128, pad_id=1, max_length=256).epoch(0))
     tokens = sum(int(batch.lengths_B.sum()) for batch in batches)
-    padded = sum(batch.ids_BT.numel() for batch in batches)
+    padded = sum(batch.inputs_BT.numel() for batch in batches)
     assert tokens / padded > 0.94
-    assert len({batch.ids_BT.shape[0] for batch in batches}) <= 2
-    assert len({batch.ids_BT.shape for batch in batches}) <= 21
+    assert len({batch.inputs_BT.shape[0] for batch in batches}) <= 2
+    assert len({batch.inputs_BT.shape for batch in batches}) <= 21
 
 
 def test_max_length_cuts_rows() -> None:
     batches = LengthBucketedBatches(examples(100), batch_size=32, pad_id=1, max_length=7)
-    assert max(batch.ids_BT.shape[1] for batch in batches.epoch(0)) == padded_length(7)
+    assert max(batch.inputs_BT.shape[1] for batch in batches.epoch(0)) == padded_length(7)
     assert max(int(batch.lengths_B.max()) for batch in batches.epoch(0)) == 7
 
 

@@ -21,8 +21,8 @@ import jobs.reproduce
 import jobs.score
 import jobs.train_lstm
 from jobs.cli import Job
-from sentiment.config import RaySettings, Section
 from sentiment.errors import ConfigError, DataError
+from sentiment.settings import RaySettings, Section
 
 ROOT = Path(__file__).parents[2]
 JOBS: dict[str, Job[Any]] = {job.name: job for job in (m.JOB for m in (jobs.prepare, jobs.train_lstm))}
@@ -176,7 +176,7 @@ def test_our_own_mistakes_are_not_dressed_up() -> None:
 _TOY = """
 import sys
 from jobs.cli import Job
-from sentiment.config import Section
+from sentiment.settings import Section
 
 class Toy(Section):
     model_config = {"env_prefix": "SENTIMENT_TOY_"}

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from sentiment.config import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, Section, TrainSettings, load
+from sentiment.config import load
 from sentiment.errors import ConfigError
 from sentiment.recipe import RecurrentRecipe
 from sentiment.recipes import get_recipe
+from sentiment.settings import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, Section, TrainSettings
 
 ROOT = Path(__file__).parents[2]
 # What a job can't do without; not the configuration file's business.

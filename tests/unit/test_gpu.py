@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sentiment.batching import Examples, LengthBucketedBatches
+from sentiment.batching import Examples, LengthBucketedBatches, pad
+from sentiment.encoders import find_encoder, load_encoder, read_config
+from sentiment.features import EncodedRows, FrozenEncoder, write_shard
 from sentiment.models.bag import BagClassifier
+from sentiment.models.bert_gru import BertGruClassifier
 from sentiment.models.head import WordEmbedding
+from sentiment.models.recurrence import run_direction
 from sentiment.models.rnn import RecurrentClassifier
 from sentiment.models.subwords import SubwordEmbedding
+from sentiment.optimisation import Optimisation
 from sentiment.shapes import Cell, Pooling
-from sentiment.training import Optimisation, evaluate, fit
+from sentiment.training import evaluate, fit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,8 +49,8 @@ def test_scores_are_those_of_the_cpu(cell: Cell, pooling: Pooling) -> None:
     model = RecurrentClassifier(len(WORDS), 16, 32, cell=cell, pooling=pooling).eval()
     batch = next(batches().epoch(0))
     with torch.inference_mode():
-        expected_B = model(batch.ids_BT, batch.lengths_B)
-        found_B = model.cuda()(batch.ids_BT.cuda(), batch.lengths_B.cuda())
+        expected_B = model(batch.inputs_BT, batch.lengths_B)
+        found_B = model.cuda()(batch.inputs_BT.cuda(), batch.lengths_B.cuda())
     torch.testing.assert_close(found_B.cpu(), expected_B, atol=2e-3, rtol=0)
 
 
@@ -52,7 +58,7 @@ def test_recurrences_are_never_in_float16() -> None:
     model = RecurrentClassifier(len(WORDS), 16, 32).cuda()
     batch = next(batches().epoch(0)).to(torch.device("cuda"))
     with torch.autocast("cuda", torch.bfloat16):
-        out_TBH = model._run(0, "", model.embedding(batch.ids_BT.t()))
+        out_TBH = run_direction(model.rnn, 0, "", model.embedding(batch.inputs_BT.t()))
     assert out_TBH.dtype == torch.float32
 
 
@@ -71,3 +77,37 @@ def test_training_runs_there(is_bag: bool) -> None:
     model.embedding = model.embedding.folded()
     losses = [evaluate(each, batches(), device=cuda, precision="float32").loss for each in (unfolded, model)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+def test_bert_gru_scores_and_trains_there(tiny_encoder: Path, tmp_path: Path, unfreeze: int) -> None:
+    """Features in bfloat16, recurrences in TF32: 5e-2 of a logit near 1 against float32 on the CPU."""
+    source = find_encoder(str(tiny_encoder))
+    torch.manual_seed(0)
+    whole = BertGruClassifier(read_config(source), 8)
+    whole.encoder = load_encoder(source)
+    lower, upper = copy.deepcopy(whole).halves(unfreeze)
+    device = torch.device("cuda")
+    encoder = FrozenEncoder(lower.to(device), device, "bf16")
+    ids = [[2, *range(5, 5 + length), 3] for length in range(1, 30)]
+    labels = np.array([length > 15 for length in range(1, 30)], np.int32)
+    write_shard(tmp_path / "all.safetensors", np.arange(29, dtype=np.int64), labels, ids, encoder.rows(ids, 0))
+    data = LengthBucketedBatches(EncodedRows(tmp_path), batch_size=8, pad_id=0, max_length=64, shuffle=False)
+    upper.to(device).eval()
+    for batch in data.epoch(0):
+        on_gpu = batch.to(device)
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            found_B = upper(on_gpu.inputs_BT, on_gpu.lengths_B)
+        assert found_B.isfinite().all()
+    ids_BT, lengths_B = pad(ids, 0)
+    with torch.inference_mode():
+        expected_B = whole.eval()(ids_BT, lengths_B)
+        with torch.autocast("cuda", torch.bfloat16):
+            found_B = whole.cuda()(ids_BT.cuda(), lengths_B.cuda())
+    torch.testing.assert_close(found_B.float().cpu(), expected_B, atol=5e-2, rtol=0)
+    train = LengthBucketedBatches(EncodedRows(tmp_path), batch_size=8, pad_id=0, max_length=64)
+    settings = Optimisation(
+        20, 1e-2, "one-cycle", 0.1, 0.0, 1.0, seed=1, finetuned="layers.", finetuned_learning_rate=1e-3
+    )
+    history = fit(upper, train, data, settings, device=device, precision="bf16").progress.history
+    assert history[-1]["train_loss"] < history[0]["train_loss"]

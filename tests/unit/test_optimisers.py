@@ -18,7 +18,8 @@ from sentiment.batching import Examples, LengthBucketedBatches
 from sentiment.checkpoint import Checkpoint
 from sentiment.models.bag import BagClassifier
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.training import Hooks, Optimisation, fit
+from sentiment.optimisation import Optimisation
+from sentiment.training import Hooks, fit
 
 VOCABULARY = 12
 SGD = Optimisation(
@@ -71,7 +72,7 @@ def by_hand(model: BagClassifier, step: Step, epochs: int = 2) -> dict[str, Tens
     weights = list(trained.parameters())
     for epoch in range(epochs):
         for batch in batches().epoch(epoch):
-            loss = binary_cross_entropy_with_logits(trained(batch.ids_BT, batch.lengths_B), batch.labels_B)
+            loss = binary_cross_entropy_with_logits(trained(batch.inputs_BT, batch.lengths_B), batch.labels_B)
             gradients = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 step(weights, gradients)
@@ -103,7 +104,7 @@ def test_adamw_without_decay_is_adam() -> None:
     adam = torch.optim.Adam(reference.parameters(), lr=0.01)
     for epoch in range(2):
         for batch in batches().epoch(epoch):
-            loss = binary_cross_entropy_with_logits(reference(batch.ids_BT, batch.lengths_B), batch.labels_B)
+            loss = binary_cross_entropy_with_logits(reference(batch.inputs_BT, batch.lengths_B), batch.labels_B)
             adam.zero_grad()
             torch.autograd.backward(loss)
             adam.step()

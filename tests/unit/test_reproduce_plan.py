@@ -12,9 +12,10 @@ import pytest
 from jobs import reproduce
 from jobs.ray_reproducing import plan
 from jobs.reproduction_run import Planned, finished, identity_of
-from sentiment.config import RaySettings, ReproduceSettings, load
+from sentiment.config import load
 from sentiment.errors import ConfigError, DataError
 from sentiment.recipes import RECIPES, get_recipe, twin_of
+from sentiment.settings import RaySettings, ReproduceSettings
 
 Make = Callable[..., str]
 

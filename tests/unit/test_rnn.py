@@ -94,7 +94,7 @@ def test_build_model_takes_every_field_of_the_config() -> None:
     )
     model = build_model(config)
     assert isinstance(model, RecurrentClassifier)
-    assert (model.cell, model.rnn.bidirectional, model.state_layers, model.padded_length) == ("gru", False, 2, 7)
+    assert (model.rnn.mode, model.rnn.bidirectional, model.state_layers, model.padded_length) == ("GRU", False, 2, 7)
     assert (model.dropout.p, model.word_dropout, model.pad_id, model.unk_id) == (0.25, 0.1, 3, 5)
     assert not model.get_parameter("embedding.weight").any()
     weights = 3 * (4 * 8 + 4 * 4 + 8) + 3 * (4 * 4 + 4 * 4 + 8) + 2 * (2 * 4) + 2

@@ -13,9 +13,10 @@ import torch
 from sentiment.batching import Examples, LengthBucketedBatches
 from sentiment.corpora.synthetic import Tweet, tweets
 from sentiment.models.rnn import RecurrentClassifier
+from sentiment.optimisation import Optimisation
 from sentiment.text import normalise
 from sentiment.tokenizers import WordTokenizer
-from sentiment.training import Optimisation, fit
+from sentiment.training import fit
 
 TRAIN_ROWS, HELD_OUT_ROWS = 12_000, 4_000
 

@@ -21,7 +21,8 @@ from sentiment.batching import Examples, LengthBucketedBatches
 from sentiment.checkpoint import Checkpoint
 from sentiment.errors import ConfigError, DataError
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.training import Hooks, Optimisation, evaluate, fit, learning_rate_at
+from sentiment.optimisation import Optimisation, learning_rate_at
+from sentiment.training import Hooks, evaluate, fit
 
 CPU = torch.device("cpu")
 NEGATIVE_TOKEN, POSITIVE_TOKEN, VOCABULARY = 2, 3, 20
@@ -54,7 +55,13 @@ def rows(num_rows: int, seed: int = 0, learnable: bool = True) -> Examples:
     return Examples(np.concatenate(sequences), offsets, labels.astype(np.int32))
 
 
-def batches(examples: Examples, rank: int = 0, world_size: int = 1, shuffle: bool = True) -> LengthBucketedBatches:
+def batches(
+    examples: Examples,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool = True,
+    pass_tokens: int | None = None,
+) -> LengthBucketedBatches:
     return LengthBucketedBatches(
         examples,
         batch_size=32,
@@ -64,6 +71,7 @@ def batches(examples: Examples, rank: int = 0, world_size: int = 1, shuffle: boo
         seed=3,
         rank=rank,
         world_size=world_size,
+        pass_tokens=pass_tokens,
     )
 
 
@@ -244,6 +252,43 @@ def test_loss_that_is_no_number() -> None:
         fit(broken, *data, SETTINGS, device=CPU, precision="float32")
 
 
+@pytest.mark.parametrize("pass_tokens", [1, 40, 100_000])
+def test_a_step_in_several_passes_is_the_same_step(pass_tokens: int) -> None:
+    """Down to one row a pass; sums of gradients in another order, which Adam divides by their own size."""
+    plain = model(dropout=0.0, word_dropout=0.0), batches(rows(100))
+    parted = model(dropout=0.0, word_dropout=0.0), batches(rows(100), pass_tokens=pass_tokens)
+    most = max(batch.inputs_BT.numel() for batch in parted[1].epoch(0))
+    assert most <= max(pass_tokens, 12)
+    assert sum(batch.ends_step for batch in parted[1].epoch(0)) == len(parted[1]) == len(plain[1])
+    steps: list[int] = []
+    hooks = Hooks(on_step=lambda epoch, step, of: steps.append(step))
+    finals = [
+        fit(
+            made, data, batches(rows(30, seed=1), shuffle=False), SETTINGS, device=CPU, precision="float32", hooks=hooks
+        )
+        for made, data in (plain, parted)
+    ]
+    assert steps == [1, 2, 3, 4] * 3 * 2
+    assert_same_history(finals[1], finals[0], tolerance=1e-5)
+    assert_same_weights(finals[1].weights, finals[0].weights, atol=1e-4)
+
+
+def test_finetuned_weights_follow_a_rate_of_their_own() -> None:
+    settings = dataclasses.replace(SETTINGS, finetuned="rnn.", finetuned_learning_rate=1e-4, finetuned_warmup_share=0.5)
+    rates = [learning_rate_at(step, 100, settings, finetuned=True) for step in range(100)]
+    assert rates[:50] == pytest.approx([1e-4 * (step + 1) / 50 for step in range(50)])
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    constant = dataclasses.replace(settings, schedule="constant")
+    rates = [learning_rate_at(step, 100, constant, finetuned=True) for step in range(100)]
+    assert rates[:50] == pytest.approx([1e-4 * (step + 1) / 50 for step in range(50)])
+    assert set(rates[50:]) == {1e-4}
+    # A rate that moves nothing, to see which weights it is for.
+    still = dataclasses.replace(settings, finetuned_learning_rate=1e-30, weight_decay=0.0)
+    final, fresh = run(rows(64), rows(20, seed=1), settings=still), model().state_dict()
+    moved = {name.split(".")[0] for name, weight in final.weights.items() if not torch.equal(weight, fresh[name])}
+    assert moved == {"embedding", "fc"}
+
+
 def test_gradients_are_clipped() -> None:
     """SGD on a clipped gradient moves by at most learning rate × norm; AdamW's first step hides it, so look inside."""
     norms: list[float] = []
@@ -304,7 +349,8 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
 
     def go(num_rows: int, seed: int, **more: Any) -> Checkpoint:
         data = (
-            batches(rows(num_rows), rank, world_size),
+            # Two ranks take their steps in passes of a few rows, not equally many; one process takes them whole.
+            batches(rows(num_rows), rank, world_size, pass_tokens=50 if world_size > 1 else None),
             batches(rows(51, seed=1), rank, world_size, shuffle=False),
         )
         fresh = model(seed, dropout=0.0, word_dropout=0.0)

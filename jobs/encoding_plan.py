@@ -22,7 +22,7 @@ from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import has_fast_bf16
 from sentiment.encoder_tokenizer import EncoderTokenizer
 from sentiment.encoders import read_config
-from sentiment.errors import ResourceError
+from sentiment.errors import ConfigError, ResourceError
 from sentiment.models.bert_gru import encoder_config
 from sentiment.schema import SPLITS, TEXT, TRAIN
 from sentiment.settings import TrainBertSettings
@@ -71,6 +71,26 @@ class Encoding:
         """Slices whose shards aren't there."""
         shards = Path(self.run.shards)
         return [part for part in self.slices if not part.shard(shards).exists()]
+
+
+def features_folder(settings: TrainBertSettings) -> Path:
+    """Where features go; made, if it is the user's own folder.
+
+    Raises:
+        ConfigError: They can't go there.
+    """
+    if settings.features is None:
+        return Path(settings.output, "features").absolute()
+    if "://" in settings.features:
+        raise ConfigError(f"--features {settings.features}: a local or shared folder is needed, not a URI")
+    folder = Path(settings.features).expanduser().absolute()
+    if folder.is_relative_to(Path(settings.output).absolute()):
+        raise ConfigError(f"--features {folder} is in --output, which isn't kept; name a folder beside it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--features {folder}: {error.strerror}; name another folder") from error
+    return folder
 
 
 def plan_encoding(run: BertRun, settings: TrainBertSettings, folder: Path) -> Encoding:

@@ -23,7 +23,6 @@ from typing import Any
 
 from jobs.cli import Job
 from sentiment.bert_recipes import BERT_RECIPES, get_bert_recipe
-from sentiment.errors import ConfigError
 from sentiment.recipe import BertRecipe
 from sentiment.settings import RaySettings, TrainBertSettings
 
@@ -31,12 +30,12 @@ from sentiment.settings import RaySettings, TrainBertSettings
 def run(settings: TrainBertSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Train `settings.recipe` with the fields that were overridden."""
     from jobs.bert_run import plan_run
-    from jobs.encoding_plan import plan_encoding
+    from jobs.encoding_plan import features_folder, plan_encoding
     from jobs.ray_encoding import encode
     from jobs.ray_training import Plan, train
 
     recipe = get_bert_recipe(settings.recipe).with_overrides(settings.overrides)
-    folder = _folder(settings)
+    folder = features_folder(settings)
 
     def plan_for(data: str) -> Plan:
         encoding = plan_encoding(plan_run(recipe, data, settings), settings, folder)
@@ -48,22 +47,6 @@ def run(settings: TrainBertSettings, ray_settings: RaySettings) -> dict[str, Any
         # Files that a network file system still holds open may stay for a while.
         shutil.rmtree(folder, ignore_errors=True)
     return result
-
-
-def _folder(settings: TrainBertSettings) -> Path:
-    """Where features go, ready to be written to if it is the user's."""
-    if settings.features is None:
-        return Path(settings.output, "features").absolute()
-    if "://" in settings.features:
-        raise ConfigError(f"--features {settings.features}: a local or shared folder is needed, not a URI")
-    folder = Path(settings.features).expanduser().absolute()
-    if folder.is_relative_to(Path(settings.output).absolute()):
-        raise ConfigError(f"--features {folder} is in --output, which isn't kept; name a folder beside it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--features {folder}: {error.strerror}; name another folder") from error
-    return folder
 
 
 _ABOUT = f"{__doc__}\nRecipes:\n" + "\n".join(f"  {name:<19}{recipe.summary}" for name, recipe in BERT_RECIPES.items())

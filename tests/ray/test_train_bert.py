@@ -68,6 +68,19 @@ def test_one_run_gives_everything(trained: dict[str, Any], prepared: Prepared, f
     assert measured["loss"] == pytest.approx(trained["test_loss"], abs=1e-5)
 
 
+def test_going_on_with_a_finished_run_gives_its_result_at_once(
+    trained: dict[str, Any], prepared: Prepared, tiny_encoder: Path, features: Path
+) -> None:
+    output = Path(trained["output"])
+    flags = ("--data", prepared.folder, "--encoder", tiny_encoder, "--output", output, *FLAGS, "--features", features)
+    written = (output / "bundle/MANIFEST.json").stat().st_mtime_ns
+    assert run_job(train_bert.JOB, *flags, "--resume") == trained
+    assert (output / "bundle/MANIFEST.json").stat().st_mtime_ns == written
+    assert "was made with another recipe" in refusal(train_bert.JOB, *flags, "--resume", "--dropout", 0)
+    # Before the encoder is looked for.
+    assert "holds a run: go on with --resume" in refusal(train_bert.JOB, *flags, "--encoder", output / "nowhere")
+
+
 def test_features_on_the_way_and_one_worker_train_the_same(
     trained: dict[str, Any], prepared: Prepared, tiny_encoder: Path, tmp_path: Path
 ) -> None:
@@ -135,8 +148,15 @@ def test_refusals(prepared: Prepared, tiny_encoder: Path, tmp_path: Path, monkey
         train_bert.JOB, *flags, "--encoder", tiny_encoder, "--unfreeze-layers", 5
     )
     assert "the encoder reads 64 tokens" in refusal(train_bert.JOB, *flags, "--encoder", tiny_encoder)
+    assert "s3://bucket/f: a local or shared folder" in refusal(train_bert.JOB, *flags, "--features", "s3://bucket/f")
+    assert "is in --output" in refusal(train_bert.JOB, *flags, "--features", tmp_path / "run/features")
+    (tmp_path / "file").touch()
+    assert "name another folder" in refusal(train_bert.JOB, *flags, "--features", tmp_path / "file/features")
     assert not (tmp_path / "run").exists()
     flags = (*flags, *FLAGS)
+    assert "2 tokens stand around every text" in refusal(
+        train_bert.JOB, *flags, "--encoder", tiny_encoder, "--max-length", 2
+    )
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     line = refusal(train_bert.JOB, *flags, "--encoder", tiny_encoder, "--cache-features", "always")

@@ -28,6 +28,7 @@ import bert_speed
 import torch
 
 from jobs.report import machine, machine_line
+from sentiment.bert_recipes import BERT_RECIPES
 from sentiment.encoders import find_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,19 +124,29 @@ def _quality_part(runs: dict[str, Any]) -> str:
         first = mine[0]
         rows.append(
             f"| `{recipe}` | **{mean(tests):.2f}{spread} %** | {', '.join(str(run['seed']) for run in mine)} | "
-            f"{first['parameters']:,} | {first['trainable_parameters']:,} | {first['epochs']} | "
+            f"{_settings(recipe)} | {first['parameters']:,} | {first['trainable_parameters']:,} | "
             f"{mean(run['rows_per_s'] for run in mine):,.0f} | {mean(run['duration_s'] for run in mine):,.0f} |"
         )
     where = machine_line(next(iter(runs.values()))["machine"])
     return f"""## Quality
 
 Test accuracy of the epoch with the lowest validation loss, mean ± standard deviation over seeds. The time is the job's
-from Ray's start to the bundle; seeds after the first find the features that it kept. Training rows/s counts training steps. On {where}.
+from Ray's start to the bundle; seeds after the first find the features that it kept. Training rows/s counts training
+steps, on two workers. On {where}.
 
-| recipe | test accuracy | seeds | parameters | of them trained | epochs | training rows/s | time, s |
+| recipe | test accuracy | seeds | settings | parameters | of them trained | training rows/s | time, s |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 """
+
+
+def _settings(name: str) -> str:
+    recipe = BERT_RECIPES[name]
+    layers = f"top {recipe.unfreeze_layers} layers at {recipe.encoder_learning_rate:g}, " * bool(recipe.unfreeze_layers)
+    return (
+        f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.schedule} {recipe.learning_rate:g}, {layers}"
+        f"{recipe.max_length} tokens, {recipe.truncation}"
+    )
 
 
 def _speed_part(run: dict[str, Any] | None) -> str:

@@ -24,12 +24,12 @@ from sentiment.encoders import EncoderSource, find_again, find_encoder, load_enc
 from sentiment.errors import BundleError, ConfigError, DataError
 from sentiment.features import FEATURE_DTYPES, EncodedOnTheWay, EncodedRows, FrozenEncoder
 from sentiment.models import build_model
-from sentiment.models.bert_gru import BertGruClassifier, LowerLayers, check_recipe
+from sentiment.models.bert_gru import BertGruClassifier, check_recipe
 from sentiment.optimisation import Optimisation
 from sentiment.recipe import BertRecipe
 from sentiment.schema import SPLITS, TRAIN
 from sentiment.settings import TrainBertSettings
-from sentiment.shapes import EncoderReference
+from sentiment.shapes import BertGruConfig, EncoderReference
 
 # Of `UpperLayers`: the encoder's layers that are trained.
 _FINETUNED = "layers."
@@ -94,7 +94,7 @@ def plan_run(recipe: BertRecipe, data: str, settings: TrainBertSettings) -> Bert
     tokenizer = EncoderTokenizer.from_pretrained(encoder.path)
     if recipe.max_length <= tokenizer.num_special_tokens:
         raise ConfigError(
-            f"--max-length {recipe.max_length}: {tokenizer.num_special_tokens} tokens stand around a text"
+            f"--max-length {recipe.max_length}: {tokenizer.num_special_tokens} tokens stand around every text"
         )
     if tokenizer.vocabulary_size > config["vocab_size"]:
         raise BundleError(
@@ -121,29 +121,38 @@ class BertSetup(Setup):
         self._run, self._place = run, place
         self._source = find_again(run.encoder)
         self.tokenizer = EncoderTokenizer.from_pretrained(self._source.path)
-        self.shape = run.recipe.model(read_config(self._source), self.tokenizer.pad_id, self.tokenizer.unk_id)
-        if run.by_reference:
-            source = run.encoder
-            reference = EncoderReference(name=source.name, revision=source.revision, sha256=source.sha256)
-            self.shape = self.shape.model_copy(update={"encoder_reference": reference})
+        self.shape = self._shape()
+        self._splits = {split: self._rows(split) for split in SPLITS}
+        are_kept = self._splits[TRAIN].width is not None
+        precision = resolve_precision(run.precision, place.device)
+        if are_kept and self._splits[TRAIN].dtype != FEATURE_DTYPES[precision]:
+            raise DataError(
+                f"the features in {run.shards} are of another number format than this worker computes in, {precision}: "
+                "machines differ; say which with --precision"
+            )
         torch.manual_seed(run.seed)
         model = build_model(self.shape)
         assert isinstance(model, BertGruClassifier)
-        self.whole = model
-        self._splits = {split: self._rows(split) for split in SPLITS}
+        self.whole: BertGruClassifier = model
         self._is_loaded = False
-        are_kept = self._splits[TRAIN].width is not None
-        self._check_format(are_kept)
         if run.recipe.unfreeze_layers or not are_kept:
             self._load_encoder()
-        self._lower, self.model = model.halves(run.recipe.unfreeze_layers)
-        self._encoder = None if are_kept else _on(self._lower, run, place)
+        lower, self.model = model.halves(run.recipe.unfreeze_layers)
+        self._encoder = None if are_kept else FrozenEncoder(lower.to(place.device), place.device, precision)
         self.facts = {
             "encoder": run.encoder.name,
             "encoder_revision": run.encoder.revision,
             "encoder_sha256": run.encoder.sha256,
             "features": "kept" if are_kept else "computed on the way",
         }
+
+    def _shape(self) -> BertGruConfig:
+        run, source, tokenizer = self._run, self._run.encoder, self.tokenizer
+        shape = run.recipe.model(read_config(self._source), tokenizer.pad_id, tokenizer.unk_id)
+        if not run.by_reference:
+            return shape
+        reference = EncoderReference(name=source.name, revision=source.revision, sha256=source.sha256)
+        return shape.model_copy(update={"encoder_reference": reference})
 
     def _rows(self, split: str) -> EncodedRows:
         rows = EncodedRows(Path(self._run.shards, split))
@@ -155,16 +164,7 @@ class BertSetup(Setup):
             )
         return rows
 
-    def _check_format(self, are_kept: bool) -> None:
-        precision = resolve_precision(self._run.precision, self._place.device)
-        if are_kept and self._splits[TRAIN].dtype != FEATURE_DTYPES[precision]:
-            raise DataError(
-                f"the features in {self._run.shards} are of another number format than this worker computes in, "
-                f"{precision}: machines differ; say which with --precision"
-            )
-
     def _load_encoder(self) -> None:
-        assert isinstance(self.whole, BertGruClassifier)
         self.whole.encoder = load_encoder(self._source).requires_grad_(False)
         self._is_loaded = True
 
@@ -193,7 +193,3 @@ class BertSetup(Setup):
             return weights
         trained = {id(weight) for weight in self.model.parameters()}
         return {name: weights[name] for name, weight in self.whole.named_parameters() if id(weight) in trained}
-
-
-def _on(lower: LowerLayers, run: BertRun, place: Place) -> FrozenEncoder:
-    return FrozenEncoder(lower.to(place.device), place.device, resolve_precision(run.precision, place.device))

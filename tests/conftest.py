@@ -20,7 +20,7 @@ def ray_cluster() -> Iterator[str]:
 
     from jobs.session import ray_session
 
-    with ray_session(RaySettings(num_cpus=4, num_gpus=0, object_store_gib=1)):
+    with ray_session(RaySettings(num_cpus=4, num_gpus=0, object_store_gib=1, dashboard=True)):
         yield ray.get_runtime_context().gcs_address
 
 

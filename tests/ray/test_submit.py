@@ -1,0 +1,59 @@
+"""`ray job submit jobs/train_bert.py` from the repository's root, word for word, on a cluster with its dashboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+from job_runs import PATIENCE_S, REPOSITORY, Prepared
+from ray._private.worker import get_dashboard_url
+
+BIN = Path(sys.executable).parent
+
+
+def submit(*words: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Submit, wait, and give the exit code and the job's log; settings are those of section train_bert."""
+    variables = {f"SENTIMENT_TRAIN_BERT_{name.upper()}": str(value) for name, value in settings.items()}
+    # The shell that runs the job looks `python` up where the cluster was started.
+    variables |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    runtime_env = json.dumps({"env_vars": variables})
+    return subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--runtime-env-json", runtime_env, *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "RAY_ADDRESS": f"http://{get_dashboard_url()}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def result_in(log: str) -> dict[str, Any]:
+    """The job's JSON, which is the last line that it prints on stdout; the command adds words of its own."""
+    (line,) = [line for line in log.splitlines() if line.startswith('{"bundle"')]
+    result: dict[str, Any] = json.loads(line)
+    return result
+
+
+def test_the_job_trains_with_the_settings_of_the_file_and_the_environment(
+    ray_cluster: str, prepared: Prepared, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    settings = {"data": prepared.folder, "encoder": tiny_encoder, "output": tmp_path / "run", "max_length": 40}
+    done = submit("jobs/train_bert.py", **settings, epochs=1, hidden_dim=8)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = result_in(done.stdout)
+    # The recipe and two workers are ray_config.yaml's.
+    assert (result["recipe"], result["workers"], result["epochs"]) == ("bert-gru", 2, 1)
+    assert Path(result["bundle"], "MANIFEST.json").exists()
+
+    # Flags stand behind `--`; a mistake is the submission's exit code too.
+    done = submit("--", "jobs/train_bert.py", "--hidden-dim", "9", "--resume", **settings, epochs=1)
+    assert done.returncode == 1
+    assert "--resume: " in done.stdout
+    assert "was made with another recipe" in done.stdout
+    assert ray.is_initialized()

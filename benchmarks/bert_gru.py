@@ -85,7 +85,7 @@ def _quality(args: argparse.Namespace) -> dict[str, Any]:
     for recipe in args.recipes:
         for seed in args.seeds:
             flags = ["--data", args.data, "--recipe", recipe, "--seed", str(seed), "--encoder", args.encoder]
-            flags += ["--output", str(args.output / f"{recipe}-{seed}"), "--overwrite"]
+            flags += ["--output", str(args.output / f"{recipe}-{seed}"), "--resume"]
             command = [sys.executable, "jobs/train_bert.py", *flags, "--features", str(args.output / "features")]
             print("$", shlex.join(command[1:]), file=sys.stderr, flush=True)
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)

@@ -44,16 +44,23 @@ class BertRun(Run):
         encoder: The encoder, found.
         pass_tokens: Padded tokens of a training pass.
         by_reference: The bundle names the encoder instead of carrying it.
-        tokenizer_sha256: Of its tokenizer.
+        encoder_config: Its config, as transformers writes it.
+        tokenizer: Its tokenizer.
         shards: Folder with a subfolder of shards for each split.
     """
 
     recipe: BertRecipe
     encoder: EncoderSource
-    tokenizer_sha256: str
+    encoder_config: dict[str, Any]
+    tokenizer: EncoderTokenizer
     pass_tokens: int
     by_reference: bool = False
     shards: str = ""
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """What tells its tokenizer from others."""
+        return hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,7 +115,8 @@ def plan_run(recipe: BertRecipe, data: str, settings: TrainBertSettings) -> Bert
         precision=settings.precision,
         checkpoint_steps=settings.checkpoint_steps,
         encoder=encoder,
-        tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        encoder_config=config,
+        tokenizer=tokenizer,
         pass_tokens=settings.pass_tokens,
         by_reference=settings.encoder_by_reference,
     )
@@ -120,7 +128,7 @@ class BertSetup(Setup):
     def __init__(self, run: BertRun, place: Place) -> None:
         self._run, self._place = run, place
         self._source = find_again(run.encoder)
-        self.tokenizer = EncoderTokenizer.from_pretrained(self._source.path)
+        self.tokenizer = run.tokenizer
         self.shape = self._shape()
         self._splits = {split: self._rows(split) for split in SPLITS}
         are_kept = self._splits[TRAIN].width is not None
@@ -148,7 +156,7 @@ class BertSetup(Setup):
 
     def _shape(self) -> BertGruConfig:
         run, source, tokenizer = self._run, self._run.encoder, self.tokenizer
-        shape = run.recipe.model(read_config(self._source), tokenizer.pad_id, tokenizer.unk_id)
+        shape = run.recipe.model(run.encoder_config, tokenizer.pad_id, tokenizer.unk_id)
         if not run.by_reference:
             return shape
         reference = EncoderReference(name=source.name, revision=source.revision, sha256=source.sha256)

@@ -20,8 +20,6 @@ import torch
 from jobs.bert_run import BertRun
 from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import has_fast_bf16
-from sentiment.encoder_tokenizer import EncoderTokenizer
-from sentiment.encoders import read_config
 from sentiment.errors import ConfigError, ResourceError
 from sentiment.models.bert_gru import encoder_config
 from sentiment.schema import SPLITS, TEXT, TRAIN
@@ -107,7 +105,7 @@ def plan_encoding(run: BertRun, settings: TrainBertSettings, folder: Path) -> En
     prepared = PreparedData(run.data)
     tokens_a_row = _tokens_a_row(run, prepared)
     slices = _slices(prepared, max(1, min(_MAX_SHARD_ROWS, int(_SHARD_TOKENS / tokens_a_row))))
-    width = encoder_config(read_config(run.encoder)).hidden_size
+    width = encoder_config(run.encoder_config).hidden_size
     # What "auto" comes to is known where the GPUs are, and they may be elsewhere: most have bf16.
     is_half = run.precision == "bf16" or (
         run.precision == "auto" and (settings.use_gpu or has_fast_bf16(torch.device("cpu")))
@@ -152,7 +150,7 @@ def _tokens_a_row(run: BertRun, prepared: PreparedData) -> float:
     files = list(prepared.files(TRAIN))[:_SAMPLE_FILES]
     each = -(-_SAMPLE // len(files))
     texts = [text for file in files for text in prepared.rows_of(TRAIN, file, 0, each)[TEXT].to_pylist()]
-    ids = EncoderTokenizer.from_pretrained(run.encoder.path).encode(texts, run.recipe.max_length)
+    ids = run.tokenizer.encode(texts, run.recipe.max_length)
     return sum(map(len, ids)) / len(ids)
 
 

@@ -8,7 +8,6 @@ the same data can share a folder.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy
 
 from jobs.bert_run import BertRun
 from jobs.encoding_plan import Encoding, Slice
 from jobs.progress import Progress
 from sentiment.corpora.prepared import PreparedData
-from sentiment.devices import pick_device, resolve_precision
-from sentiment.encoder_tokenizer import EncoderTokenizer
-from sentiment.encoders import find_again, load_encoder, read_config
+from sentiment.devices import limit_threads, pick_device, resolve_precision
+from sentiment.encoders import find_again, load_encoder
 from sentiment.errors import DataError, SentimentError
 from sentiment.features import FrozenEncoder, write_shard
 from sentiment.models.bert_gru import BertGruClassifier
@@ -47,11 +44,10 @@ class Encoder:
     """
 
     def __init__(self, run: BertRun, keep: bool, use_gpu: bool, num_threads: int, board: Any) -> None:
-        torch.set_num_threads(num_threads)
-        # The tokenizer's threads too, or every actor would tokenise on all cores of the machine.
-        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+        limit_threads(num_threads)
         self._run, self._board, self._keep, self._use_gpu = run, board, keep, use_gpu
-        self._tokenizer: EncoderTokenizer | None = None
+        self._prepared: PreparedData | None = None
+        self._encoder: FrozenEncoder | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Turn slices into shards; what a user can mend is returned, for raised it would come out wrapped."""
@@ -65,23 +61,21 @@ class Encoder:
                 errors.append(str(error))
         return table.append_column(_ERROR, pa.array(errors, pa.string()))
 
-    def _load(self) -> EncoderTokenizer:
-        source, run = find_again(self._run.encoder), self._run
-        self._prepared = PreparedData(run.data)
-        self._encoder: FrozenEncoder | None = None
+    def _load(self) -> PreparedData:
+        """With the first slice, not when the actor is made: there errors can be returned."""
+        run = self._run
         if self._keep:
             device = pick_device(self._use_gpu)
-            model = BertGruClassifier(read_config(source))
-            model.encoder = load_encoder(source)
+            model = BertGruClassifier(run.encoder_config)
+            model.encoder = load_encoder(find_again(run.encoder))
             lower, _ = model.halves(run.recipe.unfreeze_layers)
             self._encoder = FrozenEncoder(lower.to(device), device, resolve_precision(run.precision, device))
-
-        return EncoderTokenizer.from_pretrained(source.path)
+        return PreparedData(run.data)
 
     def _encode(self, part: Slice) -> None:
-        tokenizer = self._tokenizer = self._tokenizer or self._load()
-        rows = self._prepared.rows_of(part.split, part.file, part.start, part.rows)
-        recipe = self._run.recipe
+        prepared = self._prepared = self._prepared or self._load()
+        rows = prepared.rows_of(part.split, part.file, part.start, part.rows)
+        recipe, tokenizer = self._run.recipe, self._run.tokenizer
         ids = tokenizer.encode(rows[TEXT].to_pylist(), recipe.max_length, truncation=recipe.truncation)
         features_SE = self._encoder.rows(ids, tokenizer.pad_id) if self._encoder else None
         labels_N = rows[LABEL].to_numpy().astype(np.int32)

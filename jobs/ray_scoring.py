@@ -11,7 +11,6 @@ tasks, and a task that runs again replaces its own file.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import ray
-import torch
 from ray.data import ActorPoolStrategy
 
 from jobs.progress import Progress
@@ -35,6 +33,7 @@ from sentiment.corpora.planning import ReadPlan
 from sentiment.corpora.reading import read
 from sentiment.corpora.sink import FolderSink
 from sentiment.corpora.tables import NO_TEXT
+from sentiment.devices import limit_threads
 from sentiment.predictor import Predictor, labels_and_scores
 from sentiment.schema import (
     DESTINATION,
@@ -84,9 +83,7 @@ class Scorer:
     """
 
     def __init__(self, model: str, precision: Any, use_gpu: bool, num_threads: int, board: Any) -> None:
-        torch.set_num_threads(num_threads)
-        # The tokenizer's threads too, or every actor would tokenise on all cores of the machine.
-        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+        limit_threads(num_threads)
         self._predictor = Predictor.load(model, use_gpu=use_gpu, precision=precision)
         self._predictor.warm_up()
         self._board = board

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -19,6 +20,15 @@ def pick_device(use_gpu: bool | None = None) -> torch.device:
     if use_gpu is None:
         use_gpu = torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")
+
+
+def limit_threads(num_threads: int) -> None:
+    """Give this process so many threads for torch and for the tokenizer, before either has computed anything.
+
+    Several workers on one machine would otherwise each use all of its cores, and wait for each other.
+    """
+    torch.set_num_threads(num_threads)
+    os.environ["RAYON_NUM_THREADS"] = str(num_threads)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

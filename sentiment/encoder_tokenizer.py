@@ -9,19 +9,20 @@ just that. Input is text that `sentiment.text.normalise` returned.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
 from sentiment.errors import BundleError, ConfigError, brief
 from sentiment.shapes import Truncation
+from sentiment.tokenizers import SavedTokenizer
 
 _KINDS = ("WordPiece", "BPE", "Unigram")
 
 
-class EncoderTokenizer:
+class EncoderTokenizer(SavedTokenizer):
     """Splits normalised text as a pretrained encoder expects it. Immutable, so threads may share it."""
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int, unk_id: int) -> None:
@@ -78,36 +79,7 @@ class EncoderTokenizer:
         return cls._parse(str(tokenizer.to_str()), source=f"in {path}")
 
     @classmethod
-    def load(cls, path: str | Path) -> EncoderTokenizer:
-        """Opens what `save` wrote.
-
-        Args:
-            path: A `tokenizer.json`.
-
-        Returns:
-            The tokenizer, equal to the one that was saved.
-
-        Raises:
-            BundleError: The file is missing, damaged, or of another kind of tokenizer.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise BundleError(f"tokenizer {path}: can't be read ({reason}); train or export the model again") from error
-        return cls._parse(text, source=str(path))
-
-    @classmethod
-    def from_json(cls, text: str) -> EncoderTokenizer:
-        """Rebuilds a tokenizer from `to_json`, as a worker does.
-
-        Raises:
-            BundleError: The text is no tokenizer of an encoder, or says nothing of padding.
-        """
-        return cls._parse(text, source="JSON text")
-
-    @classmethod
-    def _parse(cls, text: str, source: str) -> EncoderTokenizer:
+    def _parse(cls, text: str, source: str) -> Self:
         expected = f"expected an encoder's tokenizer.json ({', '.join(_KINDS)}) as a bundle has it, with its padding"
         try:
             document = json.loads(text)
@@ -158,16 +130,9 @@ class EncoderTokenizer:
             rows.append(self._prefix + ids + self._suffix)
         return rows
 
-    def save(self, path: str | Path) -> None:
-        """Writes a standard `tokenizer.json`, the same bytes for the same tokenizer."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-
     def to_json(self) -> str:
         """Returns the whole tokenizer as text, for shipping to workers."""
         return self._json
-
-    def __reduce__(self) -> tuple[Callable[[str], EncoderTokenizer], tuple[str]]:
-        return EncoderTokenizer.from_json, (self.to_json(),)
 
     @property
     def num_special_tokens(self) -> int:

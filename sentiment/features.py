@@ -136,9 +136,8 @@ class EncodedRows:
         order_N = np.argsort(row_ids_N)
         if (np.diff(row_ids_N[order_N]) == 0).any() or len({tokens.dtype for tokens in self._tokens}) > 1:
             raise DataError(f"the shards in {folder} don't go together: remove the folder, they will be made again")
-        self._shards_N = np.repeat(np.arange(len(shards), dtype=np.int32), [len(s["row_ids_N"]) for s in shards])[
-            order_N
-        ]
+        rows = [len(shard["row_ids_N"]) for shard in shards]
+        self._shards_N = np.repeat(np.arange(len(shards), dtype=np.int32), rows)[order_N]
         lengths = [shard["lengths_N"].numpy().astype(np.int64) for shard in shards]
         starts = [np.cumsum(lengths_N) - lengths_N for lengths_N in lengths]
         self.lengths_N: Int64Array = np.concatenate([*lengths, np.empty(0, np.int64)])[order_N]
@@ -183,9 +182,8 @@ class EncodedRows:
         return self._tokens[self._shards_N[row]][start : start + min(int(self.lengths_N[row]), max_length)]
 
     def _filler(self) -> tuple[Tensor, Tensor]:
-        return self._tokens[0].new_zeros(1, padded_length(1), self._tokens[0].shape[1]), torch.ones(
-            1, dtype=torch.int64
-        )
+        features_BTE = self._tokens[0].new_zeros(1, padded_length(1), self._tokens[0].shape[1])
+        return features_BTE, torch.ones(1, dtype=torch.int64)
 
 
 class EncodedOnTheWay:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import tokenizers
 from tokenizers import Regex
@@ -94,7 +95,55 @@ class Tokenizer(Protocol):
         ...
 
 
-class WordTokenizer:
+class SavedTokenizer(ABC):
+    """What tokenizers that are one `tokenizer.json` have in common: how they are opened, saved and sent to workers."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Opens what `save` wrote.
+
+        Args:
+            path: A `tokenizer.json`.
+
+        Returns:
+            The tokenizer, equal to the one that was saved.
+
+        Raises:
+            BundleError: The file is missing, damaged, or of another kind of tokenizer.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise BundleError(f"tokenizer {path}: can't be read ({reason}); train or export the model again") from error
+        return cls._parse(text, source=str(path))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuilds a tokenizer from `to_json`, as a worker does.
+
+        Raises:
+            BundleError: The text is no tokenizer of this kind.
+        """
+        return cls._parse(text, source="JSON text")
+
+    @classmethod
+    @abstractmethod
+    def _parse(cls, text: str, source: str) -> Self: ...
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """Returns the whole tokenizer as text, for shipping to workers."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes a standard `tokenizer.json`, the same bytes for the same tokenizer."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
+        return type(self).from_json, (self.to_json(),)
+
+
+class WordTokenizer(SavedTokenizer):
     """Splits normalised text into words and maps the frequent ones to ids. Immutable, so threads may share it."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -129,36 +178,7 @@ class WordTokenizer:
         return cls(_assemble(learner.get_vocab()))
 
     @classmethod
-    def load(cls, path: str | Path) -> WordTokenizer:
-        """Opens what `save` wrote.
-
-        Args:
-            path: A `tokenizer.json`.
-
-        Returns:
-            The tokenizer, equal to the one that was saved.
-
-        Raises:
-            BundleError: The file is missing, damaged, or of another kind of tokenizer.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise BundleError(f"tokenizer {path}: can't be read ({reason}); train or export the model again") from error
-        return cls._parse(text, source=str(path))
-
-    @classmethod
-    def from_json(cls, text: str) -> WordTokenizer:
-        """Rebuilds a tokenizer from `to_json`, as a worker does.
-
-        Raises:
-            BundleError: The text is no word-level tokenizer of ours.
-        """
-        return cls._parse(text, source="JSON text")
-
-    @classmethod
-    def _parse(cls, text: str, source: str) -> WordTokenizer:
+    def _parse(cls, text: str, source: str) -> Self:
         expected = f"expected a word-level tokenizer.json with {UNK} = {UNK_ID} and {PAD} = {PAD_ID}"
         try:
             kind = json.loads(text)["model"]["type"]
@@ -191,16 +211,9 @@ class WordTokenizer:
         normalizer, splitter = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
 
-    def save(self, path: str | Path) -> None:
-        """Writes a standard `tokenizer.json`, the same bytes for the same vocabulary."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-
     def to_json(self) -> str:
         """Returns the whole tokenizer as text, for shipping to workers."""
         return str(self._tokenizer.to_str())
-
-    def __reduce__(self) -> tuple[Callable[[str], WordTokenizer], tuple[str]]:
-        return WordTokenizer.from_json, (self.to_json(),)
 
     @property
     def tokens(self) -> list[str]:

@@ -21,10 +21,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sentiment.config", "sentiment.hub"),
     (
         *("sentiment.tokenizers", "sentiment.vectors", "sentiment.batching", "sentiment.devices"),
-        *("sentiment.encoders", "sentiment.encoder_tokenizer", "sentiment.optimisation"),
+        *("sentiment.encoders", "sentiment.optimisation"),
         *("sentiment.models", "sentiment.metrics"),
     ),
-    ("sentiment.recipe",),
+    ("sentiment.recipe", "sentiment.encoder_tokenizer"),
     ("sentiment.recipes", "sentiment.bert_recipes"),
     ("sentiment.bundle", "sentiment.checkpoint", "sentiment.features"),
     ("sentiment.training", "sentiment.predictor"),

@@ -43,7 +43,7 @@ BERT_TWEETS_TUNED = BERT_TWEETS.model_copy(
     update={
         "name": "bert-tweets-tuned",
         "summary": "the same with the encoder's layers trained too: better, and several times the work",
-        "unfreeze_layers": 4,
+        "unfreeze_layers": 6,
         "encoder_learning_rate": 1e-4,
         "learning_rate": 1e-3,
         "epochs": 2,

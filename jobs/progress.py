@@ -6,6 +6,7 @@ in a log.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 _POLL_S = 0.5
@@ -28,49 +30,38 @@ class News:
         lines: To be printed as they are.
         label: Beside the bar.
         done: Units done, of `total`; 0 where that isn't known.
+        note: Behind them.
     """
 
     lines: list[str] = field(default_factory=list)
     label: str = ""
     done: int = 0
     total: int = 0
+    note: str = ""
 
 
-class _Board:
+class Board:
     """The actor that workers tell."""
 
     def __init__(self) -> None:
         self._news = News()
 
-        self._began: float | None = None
-        self._rows_read: dict[str, int] = {}
-
-    def begin(self, at: float) -> None:
-        self._began = min(at, self._began or at)
-
-    def began(self) -> float | None:
-        return self._began
-
-    def add_read(self, rows: dict[str, int]) -> None:
-        # A read that Ray runs again counts the same rows: set, not added.
-        self._rows_read.update(rows)
-
-    def rows_read(self) -> dict[str, int]:
-        return self._rows_read
-
     def say(self, line: str) -> None:
+        """Have a line printed."""
         self._news.lines.append(line)
 
     def add(self, count: int) -> None:
+        """Count units."""
         self._news.done += count
 
     def show(self, label: str, done: int, total: int) -> None:
+        """Set everything."""
         self._news.label, self._news.done, self._news.total = label, done, total
 
     def read(self) -> News:
-        news, lines = self._news, self._news.lines
-        self._news = News([], news.label, news.done, news.total)
-        return News(lines, news.label, news.done, news.total)
+        """What there is to show; lines are given once."""
+        news, self._news = self._news, dataclasses.replace(self._news, lines=[])
+        return news
 
 
 class Progress:
@@ -79,10 +70,14 @@ class Progress:
     Args:
         label: Beside the bar.
         unit: What is counted, e.g. "rows".
+        board: The actor's class.
+        told: What its constructor is given.
     """
 
-    def __init__(self, label: str, unit: str) -> None:
-        self.board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+    def __init__(self, label: str, unit: str, board: type[Board] = Board, **told: Any) -> None:
+        # Beside the driver: another node may go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board: Any = ray.remote(board).options(num_cpus=0, scheduling_strategy=here).remote(**told)
         self._label = label
         self._unit = unit
         self._stop = threading.Event()
@@ -121,9 +116,11 @@ class Progress:
         if self._bar is not None:
             self._bar.total = news.total or None
             self._bar.set_description(news.label or self._label, refresh=False)
+            self._bar.set_postfix_str(news.note, refresh=False)
             self._bar.n = news.done
             self._bar.refresh()
         elif news.done and time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
             of = f" of {news.total:,}" if news.total else ""
-            print(f"{news.label or self._label}: {news.done:,}{of} {self._unit}", file=sys.stderr, flush=True)
+            note = f", {news.note}" if news.note else ""
+            print(f"{news.label or self._label}: {news.done:,}{of} {self._unit}{note}", file=sys.stderr, flush=True)

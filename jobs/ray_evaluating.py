@@ -15,8 +15,9 @@ import pyarrow.dataset
 import torch
 from torch.nn.functional import binary_cross_entropy
 
-from jobs.ray_scoring import score_archive
+from jobs.ray_scoring import Totals, score_archive
 from jobs.report import manifest_head
+from jobs.scoring_run import Identity, ScoringRun
 from jobs.session import ray_session
 from sentiment.bundle import Bundle
 from sentiment.corpora.folder import Folder
@@ -38,7 +39,10 @@ from sentiment.schema import (
 from sentiment.settings import EvaluateSettings, RaySettings
 
 EVALUATION = "evaluation.json"
-_ROWS_PER_FILE = 500_000
+# What the figures depend on; the other settings say how fast they come.
+_DECISIVE = {"text_column", "label_column", "encoding", "precision", "batch_rows"}
+# What the job's JSON has of evaluation.json.
+_RESULT = ("rows", "loss", "accuracy", "macro_f1", "confusion", "rows_rejected", "rows_per_s", "model_id", "output")
 
 
 def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
@@ -65,29 +69,37 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
         reserved=[field.name for field in SCORE_FIELDS],
     )
     output = Folder(settings.output)
-    output.check(overwrite=settings.overwrite, inputs=[settings.model, *settings.input])
+    output.check_inputs([settings.model, *settings.input])
+    run = ScoringRun(output, Identity.of(reads, bundle.model_id, settings.model_dump(include=_DECISIVE)), EVALUATION)
+    finished = run.finished(overwrite=settings.overwrite)
+    if finished is not None:
+        print(f"{output.uri} is complete: nothing to do", file=sys.stderr)
+        return {name: finished[name] for name in _RESULT}
     columns = [
         *SOURCE_FIELDS,
         pa.field(TRUE_LABEL, pa.int8()),
         pa.field(P_POSITIVE, pa.float32()),
         pa.field(MODEL_ID, pa.string()),
     ]
+
+    def conclude(totals: Totals) -> dict[str, Any]:
+        refuse_scale(_rejected_reasons(output), totals.rows_in)
+        if not totals.report.scored:
+            raise DataError(f"no row could be evaluated; {output.uri}/{REJECTED} says why")
+        figures = measure(output)
+        print(table(figures), file=sys.stderr)
+        result = {
+            **asdict(figures),
+            "rows_rejected": totals.report.rejected,
+            "rows_per_s": totals.rows_per_s,
+            "model_id": bundle.model_id,
+            "output": output.uri,
+        }
+        return {**result, **manifest_head(reads, settings)}
+
     with ray_session(ray_settings):
-        totals = score_archive(reads, settings, output, columns, _ROWS_PER_FILE)
-    refuse_scale(_rejected_reasons(output), totals.rows_in)
-    if not totals.rows[SCORED]:
-        raise DataError(f"no row could be evaluated; {output.uri}/{REJECTED} says why")
-    figures = measure(output)
-    print(table(figures), file=sys.stderr)
-    result = {
-        **asdict(figures),
-        "rows_rejected": totals.rows[REJECTED],
-        "rows_per_s": totals.rows_per_s,
-        "model_id": bundle.model_id,
-        "output": output.uri,
-    }
-    output.write_json(EVALUATION, {**result, **manifest_head(reads, settings)})
-    return result
+        evaluation = score_archive(reads, settings, run, columns, conclude)
+    return {name: evaluation[name] for name in _RESULT}
 
 
 def _rejected_reasons(output: Folder) -> Counter[str]:

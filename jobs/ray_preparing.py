@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import re
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from jobs.report import manifest_head, some_of
+from jobs.report import kind_of_reason, manifest_head, some_of
 from jobs.session import ray_session
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
 from sentiment.corpora.folder import Folder
@@ -198,11 +197,10 @@ def _sha256(files: tuple[SourceFile, ...]) -> dict[str, Any]:
 
 
 def _by_kind(reasons: Counter[str]) -> dict[str, int]:
-    """Count reasons without the values in them: few, and nothing of the users' in the manifest."""
     kinds: Counter[str] = Counter()
     for reason, count in reasons.items():
         if reason != NEUTRAL:
-            kinds[re.sub(r"'[^']*'|\"[^\"]*\"|\d+|0x\w+", "…", reason.split(";")[0])] += count
+            kinds[kind_of_reason(reason)] += count
     return dict(kinds.most_common())
 
 

@@ -1,59 +1,50 @@
-"""Ray Data from any archive to scored Parquet: read → score in a pool of model actors → write.
+"""Ray Data from any archive to scored Parquet, each row once: read shards → score and write each in a pool of actors.
 
-Each CPU runs one actor with one thread: torch on two threads of a small model waits more than it works. The actors hold
-most of each CPU and leave the rest to reading and writing, which are light; were actors given whole CPUs, reads would
-never start. Rows that can't be scored travel along with their reason and are written to `rejected/` in the same pass,
-so rows in = rows scored + rows rejected, which is checked against the row numbers that the readers gave.
+Why shards and not Ray Data's own checkpointing of jobs: that one needs an id column in the source, which archives don't
+have, reads all input again to find out what is done, keeps all ids in memory, and its filters take CPUs that the pool
+holds. A shard's name follows from the input (`sentiment.corpora.shards`), one actor makes all of it and writes it under
+that name, the report last. So a retry overwrites, a resumed run passes over what is reported, and what a resume costs
+is a listing, and of files that are half done a read without tokenising or scoring. The price: a shard is scored by one
+actor, so an archive of few rows is cut into smaller shards (`default_rows`).
 
-Several shards of one archive may be scored by several runs into folders of their own; within a run Ray retries failed
-tasks, and a task that runs again replaces its own file.
+Each CPU runs one actor with one thread: torch on two threads of a small model waits more than it works. Actors reserve
+most of each CPU and leave the rest to reading, which is light; were they given whole CPUs, reads would never start.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionResources
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
+from jobs.lock import Lock
 from jobs.progress import Progress
-from jobs.session import node_resources, require
-from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
+from jobs.scorer import BEGAN_S, ENDED_S, ERROR, REPORT, Scorer, Work
+from jobs.scoring_progress import ScoringBoard
+from jobs.scoring_run import ScoringRun
+from jobs.session import node_resources, require, room
 from sentiment.corpora.folder import Folder
-from sentiment.corpora.lines import raw_text
+from sentiment.corpora.parts import PartWriter, Report, ShardReport, check_parts, read_reports
 from sentiment.corpora.planning import ReadPlan
-from sentiment.corpora.reading import read
-from sentiment.corpora.sink import FolderSink
-from sentiment.corpora.tables import NO_TEXT
-from sentiment.devices import limit_threads
-from sentiment.predictor import Predictor, labels_and_scores
-from sentiment.schema import (
-    DESTINATION,
-    MODEL_ID,
-    P_POSITIVE,
-    RAW,
-    REASON,
-    REJECTED,
-    REJECTED_SCHEMA,
-    SCORE,
-    SCORE_LABEL,
-    SCORED,
-    SOURCE_FILE,
-    SOURCE_ROW,
-    TRUE_LABEL,
-)
+from sentiment.corpora.reading import read_shards
+from sentiment.corpora.shards import BYTES_PER_SHARD, Group, default_rows, group_shards
+from sentiment.errors import DataError
+from sentiment.schema import ID_FIELD, REJECTED, REJECTED_SCHEMA, SCORED
 from sentiment.settings import EvaluateSettings, ScoreSettings
 
-# Shares of a CPU; together 1, so that on a single CPU each of the three can run.
-_ACTOR_CPUS, _READ_CPUS, _WRITE_CPUS = 0.75, 0.2, 0.05
+# Shares of a CPU; together under 1, so that on a single CPU both can run.
+_ACTOR_CPUS, _READ_CPUS = 0.75, 0.2
+# Shards on their way for each actor: the one it works on, the next one, and two being read.
+_SHARDS_UNDER_WAY = 4
+_WATCH_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,158 +52,230 @@ class Totals:
     """What a scoring run did.
 
     Attributes:
-        rows_in: Rows that the readers counted.
-        rows: Rows written to each subfolder.
-        rows_per_s: Rows over the time from the first batch to the last write; loading the model isn't counted.
+        report: Counts of all rows, also those of earlier attempts.
+        rows_per_s: Rows of this attempt over the time from the first shard begun to the last written; loading the model
+            isn't counted. None if there was nothing left to do.
+        attempts: How often the run was started.
     """
 
-    rows_in: int
-    rows: dict[str, int]
-    rows_per_s: float
+    report: Report
+    rows_per_s: float | None
+    attempts: int
+
+    @property
+    def rows_in(self) -> int:
+        """Rows scored and rejected."""
+        return self.report.scored + self.report.rejected
 
 
-class Scorer:
-    """Actor of the pool: loads the bundle once, scores blocks.
+@dataclass(frozen=True)
+class Pool:
+    """Actors and what each takes."""
 
-    Args:
-        model: Path of the bundle.
-        precision: Number format of the forward pass.
-        use_gpu: Whether this actor was given a GPU.
-        num_threads: Threads of torch.
-        board: Where rows are reported.
-    """
+    size: int
+    num_threads: int
+    cpus: float
+    gpus: float
 
-    def __init__(self, model: str, precision: Any, use_gpu: bool, num_threads: int, board: Any) -> None:
-        limit_threads(num_threads)
-        self._predictor = Predictor.load(model, use_gpu=use_gpu, precision=precision)
-        self._predictor.warm_up()
-        self._board = board
+    @classmethod
+    def of(cls, settings: ScoreSettings | EvaluateSettings) -> Pool:
+        """What fits the cluster as it is.
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Add label, score, p_positive, model_id and the destination to a block of rows."""
-        self._board.begin.remote(time.time())
-        texts, reasons, raws = table[RAW_TEXT].to_pylist(), table[REASON].to_pylist(), table[RAW].to_pylist()
-        ids = self._predictor.encode([text or "" for text in texts])
-        for at, text in enumerate(texts):
-            if reasons[at] is None and len(ids[at]) <= self._predictor.tokenizer.num_special_tokens:
-                # Nothing but what the normaliser takes out, such as control characters.
-                reasons[at], raws[at] = NO_TEXT, raw_text(text.encode())
-        usable = np.array([reason is None for reason in reasons], dtype=bool)
-        p_positive = np.zeros(len(texts), dtype=np.float32)
-        p_positive[usable] = self._predictor.forward([row for row, use in zip(ids, usable, strict=True) if use])
-        labels, scores = labels_and_scores(p_positive)
-        added = {
-            SCORE_LABEL: pa.array(labels, pa.string()),
-            SCORE: pa.array(scores),
-            P_POSITIVE: pa.array(p_positive),
-            MODEL_ID: pa.array([self._predictor.model_id] * len(texts), pa.string()),
-            DESTINATION: pc.if_else(pa.array(usable), SCORED, REJECTED),
-        }
-        table = table.rename_columns([TRUE_LABEL if name == RAW_LABEL else name for name in table.column_names])
-        table = table.set_column(table.schema.get_field_index(REASON), REASON, pa.array(reasons, pa.string()))
-        table = table.set_column(table.schema.get_field_index(RAW), RAW, pa.array(raws, pa.string()))
-        for name, column in added.items():
-            table = table.append_column(name, column)
-        self._board.add.remote(len(texts))
-        return table
+        Raises:
+            ResourceError: Nothing, or not what was asked for.
+        """
+        nodes = node_resources()
+        cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+        gpus_each = settings.gpus_per_actor if settings.use_gpu else 0.0
+        if settings.use_gpu:
+            size = settings.num_actors or max(1, room(_ACTOR_CPUS, gpus_each))
+            num_threads = 1
+        else:
+            size = settings.num_actors or max(1, sum(cpus))
+            # Threads for the CPUs that fewer actors leave idle, as far as one node has them.
+            num_threads = max(1, min(sum(cpus) // size, min(cpus, default=1)))
+        require(size, "model actors", cpus=num_threads, gpus=gpus_each)
+        return cls(size, num_threads, _ACTOR_CPUS * num_threads, gpus_each)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it still does: nodes may have gone."""
+        return room(self.cpus, self.gpus) >= self.size
 
 
 def score_archive(
     plan: ReadPlan,
     settings: ScoreSettings | EvaluateSettings,
-    output: Folder,
+    run: ScoringRun,
     columns: Sequence[pa.Field],
-    rows_per_file: int,
-) -> Totals:
-    """Score every row of a plan into `output/scored` and `output/rejected`.
+    conclude: Callable[[Totals], dict[str, Any]],
+    *,
+    rows_per_file: int | None = None,
+    partition_by: Sequence[str] = (),
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Score every row of a plan into `output/scored` and `output/rejected`, or what is left of that.
 
     Args:
         plan: What to read.
         settings: Model, actors, batch size.
-        output: Where.
+        run: What this is; not finished.
         columns: Columns of the scored rows.
-        rows_per_file: Rows of a Parquet file, about.
+        conclude: Makes the manifest once all is there.
+        rows_per_file: Rows of a Parquet file, about; None for what suits the input and the actors.
+        partition_by: Columns that become folders.
+        strict: Stop at the first file that can't be read.
 
     Returns:
-        Rows written and the rate.
+        The manifest.
 
     Raises:
         ResourceError: The cluster has no room for the actors.
-        ConfigError: The output holds something and may not be overwritten.
+        ConfigError: Somebody else is at it.
+        DataError: What was written isn't what is there, or can't be written.
     """
-    num_actors, num_threads = _actors(settings)
-    output.claim(overwrite=settings.overwrite)
-    sink = FolderSink(output, {SCORED: pa.schema(columns), REJECTED: REJECTED_SCHEMA}, rows_per_file)
-    with Progress("score", "rows") as progress:
-        read(plan, num_cpus=_READ_CPUS, board=progress.board).map_batches(
-            Scorer,
-            fn_constructor_kwargs={
-                "model": str(Path(settings.model).absolute()),
-                "precision": settings.precision,
-                "use_gpu": settings.use_gpu,
-                "num_threads": num_threads,
-                "board": progress.board,
-            },
-            batch_format="pyarrow",
-            batch_size=settings.batch_rows,
-            compute=ActorPoolStrategy(size=num_actors),
-            num_cpus=_ACTOR_CPUS * num_threads,
-            num_gpus=settings.gpus_per_actor if settings.use_gpu else 0,
-        ).write_datasink(sink, ray_remote_args={"num_cpus": _WRITE_CPUS})
-        began = ray.get(progress.board.began.remote())
-        elapsed_s = time.time() - began if began else float("inf")
-        read_rows = ray.get(progress.board.rows_read.remote())
-    rows = {name: sink.rows[name] for name in (SCORED, REJECTED)}
-    _check_complete(output, read_rows)
-    return Totals(sum(read_rows.values()), rows, round(sum(rows.values()) / elapsed_s, 1))
+    pool, output = Pool.of(settings), run.output
+    with Lock(output) as lock:
+        rows = run.begin(rows_per_file or default_rows(plan, pool.size), overwrite=settings.overwrite)
+        lock.renew()  # A clean start has removed it.
+        rejected = REJECTED_SCHEMA if plan.id_column is None else REJECTED_SCHEMA.append(ID_FIELD)
+        schemas = {SCORED: pa.schema(columns), REJECTED: rejected}
+        writer = PartWriter(output, run.identity.tag, schemas, partition_by)
+        writer.make_folders()
+        work = Work(
+            model=str(Path(settings.model).absolute()),
+            precision=settings.precision,
+            use_gpu=settings.use_gpu,
+            num_threads=pool.num_threads,
+            slice_rows=settings.batch_rows,
+            strict=strict,
+            writer=writer,
+        )
+        job = _Job(plan, group_shards(plan, rows), work, output, lock)
+        rows_per_s = job.run(pool, settings)
+        manifest = conclude(Totals(job.total(), rows_per_s, run.attempts))
+        run.finish(manifest)
+    return manifest
 
 
-def _actors(settings: ScoreSettings | EvaluateSettings) -> tuple[int, int]:
-    """How many actors, and threads of each, fit the cluster."""
-    nodes = node_resources()
-    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
-    if settings.use_gpu:
-        gpus = sum(node.get("GPU", 0) for node in nodes)
-        num_actors = settings.num_actors or max(1, int(gpus / settings.gpus_per_actor))
-        num_threads = 1
-    else:
-        num_actors = settings.num_actors or max(1, sum(cpus))
-        # Threads for the CPUs that fewer actors leave idle, as far as one node has them.
-        num_threads = max(1, min(sum(cpus) // num_actors, min(cpus, default=1)))
-    gpus_each = settings.gpus_per_actor if settings.use_gpu else 0
-    require(num_actors, "model actors", cpus=num_threads, gpus=gpus_each)
-    return num_actors, num_threads
+class _Job:
+    """The shards of a run and what is known of them."""
+
+    def __init__(self, plan: ReadPlan, groups: Sequence[Group], work: Work, output: Folder, lock: Lock) -> None:
+        self._plan, self._groups, self._work, self._output, self._lock = plan, groups, work, output, lock
+        self._reports = {(report.group, report.number): report for report in read_reports(output)}
+        self._began, self._ended, self._rows = float("inf"), 0.0, 0
+
+    def run(self, pool: Pool, settings: ScoreSettings | EvaluateSettings) -> float | None:
+        """Score what is left; returns the rate."""
+        while groups := [group for group in self._groups if not self._is_done(group)]:
+            before = len(self._reports)
+            if before:
+                _say(f"going on: {self._sum().scored + self._sum().rejected:,} rows are done")
+            try:
+                self._pass(groups, pool)
+            except (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError):
+                # Nodes went, and the rest has no room for the pool; unless that can't be the reason.
+                if pool.fits and len(self._reports) == before:
+                    raise
+                pool = Pool.of(settings)
+                _say(f"workers were lost: going on with {pool.size} model actors")
+        elapsed_s = self._ended - self._began
+        return round(self._rows / elapsed_s, 1) if self._rows else None
+
+    def _pass(self, groups: Sequence[Group], pool: Pool) -> None:
+        """One execution of the pipeline."""
+        done: dict[int, list[int]] = {}
+        for group, number in self._reports:
+            done.setdefault(group, []).append(number)
+        total = self._sum()
+        stored = sum(group.size_bytes for group in self._groups)
+        finished = sum(group.size_bytes for group in self._groups if self._is_done(group))
+        told = {"stored_bytes": stored, "rows": total.scored + total.rejected, "rejected": total.rejected}
+        with Progress("score", "rows", ScoringBoard, **told, bytes_done=finished) as progress:
+            dataset = read_shards(self._plan, groups, done, num_cpus=_READ_CPUS)
+            # Else reading runs ahead and fills the object store: memory would grow with the archive.
+            dataset.context.execution_options.resource_limits = ExecutionResources(
+                object_store_memory=_SHARDS_UNDER_WAY * pool.size * BYTES_PER_SHARD
+            )
+            scored = dataset.map_batches(
+                Scorer,
+                fn_constructor_kwargs={"work": self._work, "board": progress.board},
+                batch_format="pyarrow",
+                batch_size=None,
+                compute=ActorPoolStrategy(
+                    size=pool.size,
+                    # On a GPU one call tokenises and writes while the other computes.
+                    max_concurrent_calls_per_actor=2 if self._work.use_gpu else None,
+                    enable_true_multi_threading=self._work.use_gpu or None,
+                ),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+            )
+            with _Watch(pool, progress.board):
+                for row in scored.iter_rows():
+                    self._lock.check()
+                    if row[ERROR] is not None:
+                        raise DataError(row[ERROR])
+                    self._keep(ShardReport.from_json(row[REPORT]), row[BEGAN_S], row[ENDED_S])
+
+    def _keep(self, report: ShardReport, began: float, ended: float) -> None:
+        self._reports[report.group, report.number] = report
+        self._rows += report.report.scored + report.report.rejected
+        self._began, self._ended = min(self._began, began), max(self._ended, ended)
+
+    def _is_done(self, group: Group) -> bool:
+        """Whether its last shard is known and there are all before it."""
+        number = 0
+        while (report := self._reports.get((group.number, number))) is not None:
+            if report.is_last:
+                return True
+            number += 1
+        return False
+
+    def _sum(self) -> Report:
+        total = Report()
+        for report in self._reports.values():
+            total.add(report.report)
+        return total
+
+    def total(self) -> Report:
+        """All counts, once they were held against what is there.
+
+        Raises:
+            DataError: A file isn't there or isn't what was reported.
+        """
+        total = self._sum()
+        check_parts(self._output, (SCORED, REJECTED), total.parts)
+        return total
 
 
-def _check_complete(output: Folder, read_rows: dict[str, int]) -> None:
-    """Hold what was written against what the readers counted: of each file 0, 1, … n - 1, none missing, none twice.
+class _Watch:
+    """Ends a pass whose pool no longer fits, for a `with` block.
 
-    Takes the driver a byte a row: as many rows as were read, none numbered n or over, and every number below n seen.
+    Ray keeps calls of an actor whose node has gone until there is room for it elsewhere, which may be never. Killed for
+    good, the pool's calls fail and the pass with them; the next one has a pool that fits.
     """
-    paths, counts = list(read_rows), np.array(list(read_rows.values()), dtype=np.int64)
-    ends = np.cumsum(counts)
-    # All files' rows side by side: an archive of many small files costs no more than one large one.
-    seen = np.zeros(counts.sum(), dtype=bool)
-    written = np.zeros(len(paths), dtype=np.int64)
-    foreign: set[str] = set()
-    for batch in _row_numbers(output):
-        files = pc.index_in(batch[SOURCE_FILE], pa.array(paths, pa.string()))
-        foreign.update(pc.unique(batch[SOURCE_FILE].filter(files.is_null())).to_pylist())
-        at = files.drop_null().to_numpy(zero_copy_only=False)
-        rows = batch[SOURCE_ROW].filter(files.is_valid()).to_numpy(zero_copy_only=False)
-        written += np.bincount(at, minlength=len(paths))
-        at, rows = at[rows < counts[at]], rows[rows < counts[at]]
-        seen[ends[at] - counts[at] + rows] = True
-    unseen = np.searchsorted(ends, np.flatnonzero(~seen), side="right")
-    wrong = np.union1d(np.flatnonzero(written != counts), unseen)
-    if foreign or len(wrong):
-        names = [*sorted(foreign), *(paths[file] for file in wrong)]
-        raise RuntimeError(f"{output.uri} doesn't hold each row of {', '.join(names[:5])} once")
+
+    def __init__(self, pool: Pool, board: Any) -> None:
+        self._pool, self._board = pool, board
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_WATCH_S):
+            if not self._pool.fits:
+                for actor in ray.get(self._board.actors.remote()):
+                    ray.kill(actor)
 
 
-def _row_numbers(output: Folder) -> Iterator[pa.RecordBatch]:
-    """File and row number of everything that was written, scored and rejected."""
-    for name in (SCORED, REJECTED):
-        dataset = pyarrow.dataset.dataset(output.inner(name), filesystem=output.fs, format="parquet")
-        if dataset.count_rows():  # An empty folder has no columns.
-            yield from dataset.to_batches(columns=[SOURCE_FILE, SOURCE_ROW])
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -118,6 +119,11 @@ def some_of(lines: Sequence[str], most: int = 100) -> list[str]:
     """The first lines and the number of the others: an archive may have tens of thousands of stray files."""
     rest = len(lines) - most
     return [*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without the values in it: there are few of them, and nothing of the users' is in them."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+|0x\w+", "…", reason.split(";", maxsplit=1)[0])
 
 
 def manifest_head(plan: ReadPlan, settings: Section) -> dict[str, Any]:

@@ -121,6 +121,20 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def room(cpus: float, gpus: float = 0) -> int:
+    """How many processes the cluster can hold.
+
+    Args:
+        cpus: CPUs of each; they must be on one node.
+        gpus: GPUs of each.
+    """
+    places = 0
+    for node in node_resources():
+        by_cpu = node.get("CPU", 0) / cpus
+        places += int(min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu)
+    return places
+
+
 def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
     """Refuse work that the cluster can never start, instead of waiting for ever.
 
@@ -133,15 +147,11 @@ def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
     Raises:
         ResourceError: The nodes have room for fewer; names what was asked and what there is.
     """
-    nodes = node_resources()
-    room = 0
-    for node in nodes:
-        by_cpu = node.get("CPU", 0) / cpus
-        room += int(min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu)
-    if room < count:
+    nodes, places = node_resources(), room(cpus, gpus)
+    if places < count:
         total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
         raise ResourceError(
             f"{count} {what} ask for {count * cpus:g} CPUs and {count * gpus:g} GPUs ({cpus:g} and {gpus:g} each), the "
-            f"cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {room}: "
+            f"cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {places}: "
             "ask for fewer, or join a larger cluster with --address"
         )

@@ -60,6 +60,9 @@ PREPARED_SCHEMA = pa.schema(
     ]
 )
 
+# In rejected/, if the user names an id column.
+ID_FIELD = pa.field("id", pa.string())
+
 REJECTED_SCHEMA = pa.schema(
     [
         *SOURCE_FIELDS,

@@ -116,16 +116,21 @@ class ScoreSettings(Section):
 
     model: str = Field(description="bundle that a training job wrote")
     input: list[str] = Field(min_length=1, description="files, folders, globs or URIs to score")
-    output: str = Field(description="folder for scored/, rejected/ and manifest.json")
+    output: str = Field(description="folder for scored/, rejected/ and manifest.json; a run that was stopped goes on")
     text_column: str | None = Field(None, description="column with the text; found by name if not given")
+    id_column: str | None = Field(None, description="column whose value rejected rows keep too, as text")
     encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
     num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
     use_gpu: bool = Field(False, description="model actors run on GPUs")
     gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor; 0.25 puts four on one")
     batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
     precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    rows_per_file: int = Field(500_000, gt=0, description="rows of a Parquet file, about")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
+    rows_per_file: int | None = Field(
+        None, gt=0, description="rows of a Parquet file, about; none: 8,192 to 262,144, as suits input and actors"
+    )
+    partition_by: list[str] = Field([], description="columns that become folders of scored/, such as label")
+    strict: bool = Field(False, description="stop at the first file that can't be read; else it is rejected/ rows")
+    overwrite: bool = Field(False, description="start clean: replace what the output folder holds")
 
 
 class EvaluateSettings(Section):

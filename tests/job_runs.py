@@ -24,7 +24,7 @@ from ray._private import state
 from jobs.cli import Job
 from sentiment.corpora.synthetic import write_sentiment140
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 # A tenth of a second a step on a loaded machine would still be seconds an epoch: small, but with dropout on.
 RECIPE_FLAGS = (
     *("--embedding-dim", 16, "--hidden-dim", 16, "--num-layers", 1, "--batch-size", 64, "--epochs", 4),

@@ -19,9 +19,11 @@ from sentiment.schema import LINE, RAW, REASON, SOURCE_FILE, SOURCE_ROW
 # The row's text and label under one name, whatever they were called in their file.
 RAW_TEXT = "__text"
 RAW_LABEL = "__label"
+# The value of the column that the user calls the id, as text; rejected rows have it too.
+RAW_ID = "__id"
 # Fields of a JSON object that no sample had shown, as JSON text.
 EXTRA = "_extra"
-OURS = (SOURCE_FILE, SOURCE_ROW, LINE, REASON, RAW, RAW_TEXT, RAW_LABEL, EXTRA)
+OURS = (SOURCE_FILE, SOURCE_ROW, LINE, REASON, RAW, RAW_TEXT, RAW_LABEL, RAW_ID, EXTRA)
 
 TEXT_NAMES = (
     *("text", "tweet", "review", "content", "sentence", "body", "message", "comment", "full_text", "tweet_text"),

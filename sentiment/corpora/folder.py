@@ -5,13 +5,16 @@ Small files are written beside and renamed, so a reader never sees half of one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import re
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sentiment.corpora.streams import is_uri, resolve
@@ -19,7 +22,7 @@ from sentiment.errors import ConfigError, DataError
 
 # What jobs write into an output folder, at its top.
 _OURS = re.compile(
-    r"\..*\.tmp|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
+    r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
     r"|train|validation|test|features|scored|rejected|bundle|checkpoints|prepared|model|corpus\.csv|archive\.jsonl\.gz"
 )
 
@@ -47,17 +50,14 @@ class Folder:
         """Path of a file inside the file system."""
         return posixpath.join(self.base, name)
 
-    def check(self, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
-        """Refuse a folder that holds something, unless the user has given that up. Changes nothing.
+    def check_inputs(self, inputs: Iterable[str]) -> None:
+        """Refuse inputs that overlap with the folder.
 
         Args:
-            overwrite: It may hold what jobs write; anything else in it is never removed.
             inputs: What the job reads: nothing of it may lie in the folder, nor the folder in one that is read.
 
         Raises:
-            ConfigError: It holds something and `overwrite` is off, or something that no job wrote; or an input is
-                in it.
-            DataError: It can't be looked into.
+            ConfigError: An input is in it, or it in an input.
         """
         for given in inputs:
             path, wildcard = re.match(r"([^*?\[]*)(.*)", given, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -65,6 +65,20 @@ class Folder:
             # A glob's folder may hold the output: what the glob takes is known before anything is written.
             if read.startswith(f"{self.base}/") or (not wildcard and f"{self.base}/".startswith(read)):
                 raise ConfigError(f"--output {self.uri} and the input {given} overlap; name another --output")
+
+    def check(self, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
+        """Refuse a folder that holds something, unless the user has given that up. Changes nothing.
+
+        Args:
+            overwrite: It may hold what jobs write; anything else in it is never removed.
+            inputs: What the job reads, for `check_inputs`.
+
+        Raises:
+            ConfigError: It holds something and `overwrite` is off, or something that no job wrote; or an input is
+                in it.
+            DataError: It can't be looked into.
+        """
+        self.check_inputs(inputs)
         try:
             found = self.fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
         except OSError as error:
@@ -102,12 +116,32 @@ class Folder:
             content: bytes = stream.read()
         return content
 
+    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file, whole or not at all; its folder is made if it must be.
+
+        Raises:
+            OSError: It can't be written; nothing is left of it.
+        """
+        path = self.inner(name)
+        # A name of its own: a process that should be dead may be writing the same file.
+        beside = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp")
+        try:
+            try:
+                stream = self.fs.open_output_stream(beside)
+            except FileNotFoundError:
+                self.fs.create_dir(posixpath.dirname(path), recursive=True)
+                stream = self.fs.open_output_stream(beside)
+            with stream:
+                stream.write(content)
+            self.fs.move(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.fs.delete_file(beside)
+            raise
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, whole or not at all."""
-        beside = self.inner(f".{name}.tmp")
-        with self.fs.open_output_stream(beside) as stream:
-            stream.write(text.encode())
-        self.fs.move(beside, self.inner(name))
+        self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""

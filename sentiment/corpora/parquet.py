@@ -1,12 +1,13 @@
 """Parquet files to tables of the plan's schema, row group by row group.
 
 Text may be a string, large string or dictionary column. Parquet doesn't promise that its strings are valid UTF-8, so
-each batch is checked. A row group that can't be read ends the file with one rejected row; the rows before it are kept.
+each batch is checked. Where a row group can't be read its rows are rejected, each of them; the other groups are read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,51 +15,85 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentiment.corpora.columns import json_text
-from sentiment.corpora.lines import UNREADABLE, undecodable
+from sentiment.corpora.lines import undecodable
+from sentiment.corpora.pieces import BYTES_PER_PIECE, Piece
 from sentiment.corpora.planning import ReadPlan, SourceFile
-from sentiment.corpora.streams import brief, open_random_access
-from sentiment.corpora.tables import Rows, column_array, finish, judge_rows
+from sentiment.corpora.streams import UnreadableError, brief, open_random_access
+from sentiment.corpora.tables import Rows, column_array, finish, judge_rows, unreadable
 from sentiment.errors import DataError
 from sentiment.schema import RAW_LIMIT
 
 
-def read_parquet(source: SourceFile, plan: ReadPlan, rows_per_table: int) -> Iterator[pa.Table]:
-    """Read one Parquet file.
+def parquet_pieces(source: SourceFile, plan: ReadPlan, rows_per_piece: int) -> Iterator[Piece]:
+    """Cut one Parquet file into pieces, which its metadata alone decides; a row group is read if one of them is built.
 
     Args:
         source: The file.
         plan: The plan it belongs to.
-        rows_per_table: Most rows a table may have.
+        rows_per_piece: Most rows a piece may have.
 
     Yields:
-        Tables of `plan.schema`; where reading fails, a last one with a single rejected row.
+        Its pieces; for a file whose footer can't be read, one with a single rejected row.
     """
-    row = 0
-    failure = None
     with contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(open_random_access(source.root, source.inner, source.compression))
             file = pq.ParquetFile(opened)
-            groups = range(file.num_row_groups)
         except (OSError, pa.ArrowException, DataError) as error:
-            groups, failure = range(0), brief(error)
-        for group in groups:
-            # One group at a time: a batch that reached into a damaged group would lose rows of the good one before.
-            batches = file.iter_batches(rows_per_table, row_groups=[group])
-            while True:
-                try:
-                    batch = next(batches, None)
-                except (OSError, pa.ArrowException) as error:
-                    failure = brief(error)
-                    break
-                if batch is None:
-                    break
-                yield _table(batch, source, plan, row)
-                row += batch.num_rows
-            if failure:
+            yield Piece(1, 0, 0, functools.partial(unreadable, source, plan, brief(error)))
+            return
+        first_row, all_rows = 0, max(1, file.metadata.num_rows)
+        for number in range(file.num_row_groups):
+            count, size = file.metadata.row_group(number).num_rows, file.metadata.row_group(number).total_byte_size
+            if not count:
+                continue
+            rows = max(1, min(rows_per_piece, BYTES_PER_PIECE * count // max(1, size)))
+            group = _RowGroup(file, number, rows)
+            for start in range(0, count, rows):
+                here = min(rows, count - start)
+                build = functools.partial(_build, group, start, here, source, plan, first_row + start)
+                position = max(0, source.size_bytes) * (first_row + start + here) // all_rows
+                yield Piece(here, size * here // count, position, build)
+            first_row += count
+
+
+class _RowGroup:
+    """A row group as batches of one size, the last one smaller; those that nobody wants are read and dropped."""
+
+    def __init__(self, file: pq.ParquetFile, number: int, rows: int) -> None:
+        self._file, self._number, self._rows = file, number, rows
+        self._batches: Iterator[pa.RecordBatch] | None = None
+        self._at = 0
+        self._failure: str | None = None
+
+    def batch(self, start: int, count: int) -> pa.RecordBatch:
+        """Rows `start` and on.
+
+        Raises:
+            UnreadableError: They can't be read.
+        """
+        while self._failure is None:
+            try:
+                if self._batches is None:
+                    self._batches = self._file.iter_batches(self._rows, row_groups=[self._number])
+                batch = next(self._batches, None)
+            except (OSError, pa.ArrowException) as error:
+                self._failure = brief(error)
                 break
-    if failure:
-        yield finish({}, Rows.failure(row + 1, UNREADABLE + failure), source, plan, row)
+            at, self._at = self._at, self._at + self._rows
+            if batch is None or (at == start and batch.num_rows != count):
+                self._failure = "fewer rows than its footer says"
+            elif at == start:
+                return batch
+        raise UnreadableError(self._failure)
+
+
+def _build(group: _RowGroup, start: int, count: int, source: SourceFile, plan: ReadPlan, first_row: int) -> pa.Table:
+    try:
+        return _table(group.batch(start, count), source, plan, first_row)
+    except UnreadableError as error:
+        # The footer says how many they are: each is accounted for.
+        return unreadable(source, plan, str(error), first_row, count)
 
 
 def _table(batch: pa.RecordBatch, source: SourceFile, plan: ReadPlan, first_row: int) -> pa.Table:
@@ -74,6 +109,7 @@ def _table(batch: pa.RecordBatch, source: SourceFile, plan: ReadPlan, first_row:
     reasons: list[str | None] = [problems.get(at) for at in range(count)]
     texts = _values(arrays, source.text_column, count)
     labels = _values(arrays, source.label_column, count) if plan.with_labels else None
+    ids = None if plan.id_column is None else _values(arrays, plan.id_column, count)
     known = judge_rows(texts, labels, reasons, source, plan)
     raws = [_raw(batch, at) if reason else None for at, reason in enumerate(reasons)]
     if any(reasons):
@@ -82,7 +118,7 @@ def _table(batch: pa.RecordBatch, source: SourceFile, plan: ReadPlan, first_row:
     new_names = dict(plan.renamed)
     arrays = {new_names.get(name, name): array for name, array in arrays.items()}
     lines = range(first_row + 1, first_row + count + 1)
-    return finish(arrays, Rows(texts, known, lines, reasons, raws), source, plan, first_row)
+    return finish(arrays, Rows(texts, known, lines, reasons, raws, ids), source, plan, first_row)
 
 
 def _values(arrays: dict[str, pa.Array], name: str | None, count: int) -> list[Any]:

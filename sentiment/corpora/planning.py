@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from sentiment.corpora import imdb
-from sentiment.corpora.columns import LABEL_NAMES, RAW_LABEL, RAW_TEXT, TEXT_NAMES, Head, find_column, unify
+from sentiment.corpora.columns import LABEL_NAMES, RAW_ID, RAW_LABEL, RAW_TEXT, TEXT_NAMES, Head, find_column, unify
 from sentiment.corpora.inputs import Found, list_inputs
 from sentiment.corpora.sniffing import Sniffed, sniff
 from sentiment.errors import DataError
@@ -73,6 +73,7 @@ class ReadPlan:
         skipped: What was passed over, each as "path: why".
         with_labels: Whether tables have a `__label` column.
         need_label: Whether a row without a label is rejected.
+        id_column: The column that rejected rows keep, under the name it has in the files.
     """
 
     files: tuple[SourceFile, ...]
@@ -81,6 +82,7 @@ class ReadPlan:
     skipped: tuple[str, ...] = ()
     with_labels: bool = False
     need_label: bool = False
+    id_column: str | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -94,7 +96,8 @@ class ReadPlan:
             pa.field(RAW_TEXT, pa.string()),
         ]
         labels = [pa.field(RAW_LABEL, pa.int8())] if self.with_labels else []
-        return pa.schema([*self.columns, *ours, *labels])
+        ids = [pa.field(RAW_ID, pa.string())] if self.id_column is not None else []
+        return pa.schema([*self.columns, *ours, *labels, *ids])
 
 
 def plan(
@@ -102,6 +105,7 @@ def plan(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    id_column: str | None = None,
     need_label: bool = False,
     encoding: str = "auto",
     reserved: Collection[str] = (),
@@ -112,6 +116,7 @@ def plan(
         inputs: Files, folders, globs, or URIs of any of them.
         text_column: The column that holds the text; found by its usual names if None.
         label_column: The column that holds the label; found by its usual names if None and `need_label`.
+        id_column: The column whose value rejected rows keep too, if any.
         need_label: Every file must have a label column, and a row without a label is rejected.
         encoding: auto, utf-8 or latin-1, for text formats.
         reserved: Names the caller will add; columns that come in under them are renamed `input_<name>`.
@@ -120,8 +125,8 @@ def plan(
         The plan.
 
     Raises:
-        DataError: Nothing to read, an unknown extension, no text column, no label column, or a header that doesn't
-            decode.
+        DataError: Nothing to read, an unknown extension, no text column, no label column, no id column, or a header
+            that doesn't decode.
     """
     if encoding not in ENCODINGS:
         raise DataError(f"encoding {encoding!r} isn't known; accepted: {', '.join(ENCODINGS)}")
@@ -146,11 +151,13 @@ def plan(
         raise DataError(
             f"no record can be read at the head of {files[0].path} ({len(files)} file(s)); is it JSON lines?"
         )
+    if id_column is not None and not any(id_column in file.columns for file in files):
+        raise DataError(f"no column {id_column!r} in any file; {files[0].path} has {_listed(files[0].columns)}")
     if label_column is not None and not any(file.label_column for file in files):
         raise DataError(f"no column {label_column!r} in any file; {files[0].path} has {_listed(files[0].columns)}")
     columns, renamed = unify(heads, reserved)
     with_labels = need_label or label_column is not None
-    return ReadPlan(tuple(files), columns, renamed, tuple(skipped), with_labels, need_label)
+    return ReadPlan(tuple(files), columns, renamed, tuple(skipped), with_labels, need_label, id_column)
 
 
 def _source(item: Found, seen: Sniffed, text: str | None, label: str | None, need_label: bool) -> SourceFile:

@@ -1,4 +1,4 @@
-"""A plan as a Ray Dataset: one read task a file, streaming blocks small enough for several workers to share a file.
+"""A plan as a Ray Dataset: of rows, in blocks small enough for several workers to share a file, or of whole shards.
 
 The only module of the readers that imports Ray.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,8 +17,9 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from sentiment.corpora.files import ROWS_PER_TABLE, read_file, read_reviews
+from sentiment.corpora.files import pieces_of
 from sentiment.corpora.planning import ReadPlan, SourceFile
+from sentiment.corpora.shards import Group, Shard, shards_of
 from sentiment.schema import SOURCE_FILE
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 # one worker busy while the others wait. 8,192 tweets with their source columns are 2 to 3 MiB.
 BLOCK_BYTES = 2 << 20
 REVIEWS_PER_TASK = 1000
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("group", pa.int64()),
+        pa.field("number", pa.int64()),
+        pa.field("is_last", pa.bool_()),
+        pa.field("stored_bytes", pa.int64()),
+        pa.field("table", pa.large_binary()),
+    ]
+)
 
 
 class ArchiveDatasource(Datasource):
@@ -81,7 +92,8 @@ def group_files(plan: ReadPlan) -> list[tuple[SourceFile, ...]]:
 
 def _read_group(group: tuple[SourceFile, ...], plan: ReadPlan, board: Any) -> Iterator[pa.Table]:
     rows = dict.fromkeys((source.path for source in group), 0)
-    for table in _tables(group, plan):
+    for piece in pieces_of(group, plan):
+        table = piece.build()
         for counted in pc.value_counts(table[SOURCE_FILE]).to_pylist():
             rows[counted["values"]] += counted["counts"]
         yield table
@@ -90,14 +102,6 @@ def _read_group(group: tuple[SourceFile, ...], plan: ReadPlan, board: Any) -> It
         ray.get(board.add_read.remote(rows))
     if not any(rows.values()):
         yield plan.schema.empty_table()  # Ray would make a block without columns.
-
-
-def _tables(group: tuple[SourceFile, ...], plan: ReadPlan) -> Iterator[pa.Table]:
-    if group[0].form == "imdb":
-        yield from read_reviews(group, plan)
-        return
-    for source in group:
-        yield from read_file(source, plan, ROWS_PER_TABLE)
 
 
 def read(plan: ReadPlan, *, num_cpus: float = 1.0, board: Any = None) -> ray.data.Dataset:
@@ -119,4 +123,80 @@ def read(plan: ReadPlan, *, num_cpus: float = 1.0, board: Any = None) -> ray.dat
     # actor would read a file and do all of its work. Operators fuse only if their remote arguments are equal.
     dataset = ray.data.read_datasource(source, num_cpus=num_cpus, override_num_blocks=groups, max_calls=0)
     dataset.context.target_max_block_size = BLOCK_BYTES
+    return dataset
+
+
+class ShardDatasource(Datasource):
+    """Shards of a plan as Ray read tasks, one for each group; each shard is a block of one row.
+
+    Ray cuts and joins blocks by their size, but not within a row: so a shard's table travels as one value, an Arrow IPC
+    stream, and arrives whole.
+
+    Args:
+        plan: What to read.
+        groups: Of the plan; those that are done are left out.
+        done: Group → numbers of its shards that are done.
+    """
+
+    def __init__(self, plan: ReadPlan, groups: Sequence[Group], done: Mapping[int, Collection[int]]) -> None:
+        super().__init__()
+        self._groups, self._done = groups, done
+        self._shared = dataclasses.replace(plan, files=(), skipped=())
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown, as for rows."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Make one task for each group."""
+        return [
+            ReadTask(
+                functools.partial(_read_shards, group, self._shared, frozenset(self._done.get(group.number, ()))),
+                BlockMetadata(None, None, None, tuple(source.path for source in group.files[:16])),
+                schema=SHARD_SCHEMA,
+                per_task_row_limit=per_task_row_limit,
+            )
+            for group in self._groups
+        ]
+
+
+def _read_shards(group: Group, plan: ReadPlan, done: frozenset[int]) -> Iterator[pa.Table]:
+    for shard in shards_of(group, plan, done):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, shard.table.schema) as writer:
+            writer.write_table(shard.table)
+        content = sink.getvalue()
+        ends = pa.array([0, content.size], pa.int64()).buffers()[1]
+        value = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, content])  # without a copy
+        facts = [shard.group, shard.number, shard.is_last, shard.stored_bytes]
+        yield pa.table([*([fact] for fact in facts), value], schema=SHARD_SCHEMA)
+
+
+def shard_of(block: pa.Table) -> Shard:
+    """Open a block of `read_shards`, without a copy of its rows."""
+    facts = block.drop_columns("table").to_pylist()[0]
+    with pa.ipc.open_stream(block["table"][0].as_buffer()) as reader:
+        return Shard(**facts, table=reader.read_all())
+
+
+def read_shards(
+    plan: ReadPlan, groups: Sequence[Group], done: Mapping[int, Collection[int]], *, num_cpus: float
+) -> ray.data.Dataset:
+    """Read shards with Ray Data.
+
+    Args:
+        plan: What to read.
+        groups: Of the plan, one at least; those that are done are left out.
+        done: Group → numbers of its shards that are done.
+        num_cpus: CPUs each read task reserves.
+
+    Returns:
+        A lazy dataset of blocks for `shard_of`.
+    """
+    source = ShardDatasource(plan, groups, done)
+    dataset = ray.data.read_datasource(source, num_cpus=num_cpus, override_num_blocks=len(groups), max_calls=0)
+    # So small that no two rows fit in one block.
+    dataset.context.target_max_block_size = 1
     return dataset

@@ -16,6 +16,7 @@ from sentiment.errors import DataError
 
 # Bytes asked of a stream at once: what a damaged archive's last piece is read again for, byte by byte.
 PIECE_BYTES = 1 << 17
+_REMOTE_BUFFER_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -74,14 +75,26 @@ class ByteSource:
 
     def __init__(self, root: str, inner: str, compression: str | None) -> None:
         self._root, self._inner, self._compression = root, inner, compression
+        self._raw: pa.NativeFile | None = None
         self._stream: pa.NativeFile | None = None
-        self._offset = 0
+        self._offset = self._position = 0
         self._failure: str | None = None
         self.bom = False
 
     def _open(self) -> pa.NativeFile:
-        raw = _filesystem(self._root).open_input_stream(self._inner, compression=None)
-        return pa.CompressedInputStream(raw, self._compression) if self._compression else raw
+        self._raw = _filesystem(self._root).open_input_file(self._inner)
+        # A remote store answers each read with a request.
+        stream = pa.BufferedInputStream(self._raw, _REMOTE_BUFFER_BYTES) if self._root else self._raw
+        return pa.CompressedInputStream(stream, self._compression) if self._compression else stream
+
+    @property
+    def position(self) -> int:
+        """Stored bytes read so far, about: streams read ahead."""
+        if self._compression is None:
+            return self._offset
+        if self._raw is not None and not self._raw.closed:
+            self._position = max(self._position, int(self._raw.tell()))
+        return self._position
 
     def read(self, size: int = PIECE_BYTES) -> bytes:
         """Read the next bytes; empty at the end.

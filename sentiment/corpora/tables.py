@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sentiment.corpora.columns import EXTRA, RAW_LABEL, RAW_TEXT, encodable, json_text
+from sentiment.corpora.columns import EXTRA, RAW_ID, RAW_LABEL, RAW_TEXT, encodable, json_text
 from sentiment.corpora.json_records import a_kind
 from sentiment.corpora.labels import NO_LABEL, read_label
-from sentiment.corpora.lines import Records, raw_text
+from sentiment.corpora.lines import UNREADABLE, Records, raw_text
 from sentiment.corpora.planning import ReadPlan, SourceFile
 from sentiment.schema import LINE, RAW, REASON, SOURCE_FILE, SOURCE_ROW
 
@@ -40,6 +40,7 @@ class Rows:
         lines: Where the row begins.
         reasons: Why it can't be used, or None.
         raws: How it stood, for rejected ones.
+        ids: What stands in the id column, as far as the row could be parsed; None if nobody wants it.
     """
 
     texts: Sequence[Any]
@@ -47,11 +48,7 @@ class Rows:
     lines: Sequence[int]
     reasons: Sequence[str | None]
     raws: Sequence[str | None]
-
-    @classmethod
-    def failure(cls, line: int, reason: str) -> Rows:
-        """One rejected row that stands for what can't be read."""
-        return cls([None], [None], [line], [reason], [""])
+    ids: Sequence[Any] | None = None
 
 
 def build(records: Records, source: SourceFile, plan: ReadPlan, first_row: int) -> pa.Table:
@@ -66,11 +63,12 @@ def build(records: Records, source: SourceFile, plan: ReadPlan, first_row: int) 
     Returns:
         A table of `plan.schema`.
     """
+    ids = None if plan.id_column is None else _values_of(records, source, plan.id_column)
     texts, labels = _judge(records, source, plan)
     is_csv = source.format in ("csv", "tsv")
     arrays = _csv_arrays(records, source, plan) if is_csv else _object_arrays(records, plan)
     raws = [raw_text(raw) if reason else None for raw, reason in zip(records.raws, records.reasons, strict=True)]
-    rows = Rows(texts, labels, records.lines, records.reasons, raws)
+    rows = Rows(texts, labels, records.lines, records.reasons, raws, ids)
     return finish(arrays, rows, source, plan, first_row)
 
 
@@ -113,20 +111,23 @@ def text_problem(text: object) -> str:
 
 def _judge(records: Records, source: SourceFile, plan: ReadPlan) -> tuple[list[Any], list[int | None]]:
     """Judge texts and labels; rows found wanting lose their values."""
-    csv_file = source.format in ("csv", "tsv")
-
-    def column(name: str) -> list[Any]:
-        if csv_file:
-            at = source.columns.index(name)
-            return [None if value is None else value[at] for value in records.values]
-        return [None if value is None else value.get(name) for value in records.values]
-
     assert source.text_column is not None, "a file without text column has a problem and isn't read"
-    texts = column(source.text_column)
-    labels = column(source.label_column) if plan.with_labels and source.label_column else None
+    texts = _values_of(records, source, source.text_column)
+    label = source.label_column if plan.with_labels else None
+    labels = None if label is None else _values_of(records, source, label)
     known = judge_rows(texts, labels, records.reasons, source, plan)
     _drop_rejected(records)
     return texts, known
+
+
+def _values_of(records: Records, source: SourceFile, name: str) -> list[Any]:
+    """Per record what stands in a column; None where there is nothing."""
+    if source.format not in ("csv", "tsv"):
+        return [None if value is None else value.get(name) for value in records.values]
+    if name not in source.columns:
+        return [None] * len(records)
+    at = source.columns.index(name)
+    return [None if value is None else value[at] for value in records.values]
 
 
 def _drop_rejected(records: Records) -> None:
@@ -245,8 +246,28 @@ def finish(arrays: dict[str, pa.Array], rows: Rows, source: SourceFile, plan: Re
         RAW_TEXT: pa.array(texts, pa.string()),
         RAW_LABEL: pa.array(labels, pa.int8()),
     }
+    if rows.ids is not None:
+        ours[RAW_ID] = column_array(list(rows.ids), pa.string(), "", {})
     columns = {**arrays, **ours}
     schema = plan.schema
     return pa.table(
         [columns[item.name] if item.name in columns else pa.nulls(count, item.type) for item in schema], schema=schema
     )
+
+
+def unreadable(source: SourceFile, plan: ReadPlan, problem: str, first_row: int = 0, count: int = 1) -> pa.Table:
+    """Rejected rows that stand for what can't be read.
+
+    Args:
+        source: The file.
+        plan: The plan.
+        problem: Why.
+        first_row: `source_row` of the first.
+        count: How many rows that is; one where nobody knows.
+
+    Returns:
+        A table of `plan.schema`.
+    """
+    lines = range(first_row + 1, first_row + count + 1)
+    rows = Rows([None] * count, [None] * count, lines, [UNREADABLE + problem] * count, [""] * count)
+    return finish({}, rows, source, plan, first_row)

@@ -158,7 +158,7 @@ def test_rejected_rows_have_reasons(scored: Scored) -> None:
 
 
 def test_manifest_is_true_and_last(scored: Scored) -> None:
-    path = scored.output / "manifest.json"
+    path, success = scored.output / "manifest.json", scored.output / "_SUCCESS"
     manifest = json.loads(path.read_text())
     assert {name: manifest[name] for name in scored.result} == scored.result
     assert manifest["renamed_columns"] == {
@@ -166,10 +166,18 @@ def test_manifest_is_true_and_last(scored: Scored) -> None:
         "score": "input_score",
         "source_row": "input_source_row",
     }
-    assert {line["path"] for line in manifest["inputs"]} == {str(file) for file in scored.inputs.iterdir()}
-    others = [file for file in scored.output.rglob("*") if file.is_file() and file != path]
-    assert path.stat().st_mtime_ns >= max(file.stat().st_mtime_ns for file in others)
-    assert not [file.name for file in others if file.name.startswith(".")], "left over"
+    rejected = Counter(Path(row["source_file"]).name for row in read_rows(scored.output / "rejected").to_pylist())
+    rows = {PLAIN: ARCHIVE_ROWS, PACKED: ARCHIVE_ROWS, TABLE: TABLE_ROWS, COLUMNS: TABLE_ROWS}
+    assert [(Path(line["path"]).name, line["rows"], line["rejected"]) for line in manifest["inputs"]] == [
+        (name, rows[name], rejected[name]) for name in sorted(rows)
+    ]
+    labels = Counter(read_rows(scored.output / "scored")["label"].to_pylist())
+    assert {label: said["rows"] for label, said in manifest["labels"].items()} == labels
+    assert sum(manifest["p_positive_histogram"]) == manifest["rows_scored"]
+    assert sum(manifest["rejected_by_reason"].values()) == manifest["rows_rejected"]
+    others = [file for file in scored.output.rglob("*") if file.is_file() and file not in (path, success)]
+    assert success.stat().st_mtime_ns >= path.stat().st_mtime_ns >= max(file.stat().st_mtime_ns for file in others)
+    assert not [file.name for file in others if file.name.startswith(".") or file.name == "lock.json"], "left over"
     assert len(list((scored.output / "scored").glob("*.parquet"))) > 1
 
 

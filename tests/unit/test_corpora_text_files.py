@@ -258,7 +258,7 @@ def test_overlong_line_is_rejected_in_bounded_memory(tmp_path: Path, monkeypatch
 def test_tables_are_cut_by_rows_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_plan = plan([write(tmp_path, "a.csv", b"text\n" + b"hello\n" * 1000)])
     assert [table.num_rows for table in read_file(read_plan.files[0], read_plan, 300)] == [300, 300, 300, 100]
-    monkeypatch.setattr(files, "_BYTES_PER_TABLE", 1)
+    monkeypatch.setattr(files, "BYTES_PER_PIECE", 1)
     assert sum(table.num_rows for table in read_file(read_plan.files[0], read_plan)) == 1000
 
 

@@ -1,0 +1,143 @@
+"""Keeps two runs from the same output, on a disk or in a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from sentiment.corpora.folder import Folder
+from sentiment.errors import ConfigError
+
+LOCK = "_run/lock.json"
+_BEAT_S = 10.0
+# A process on another machine is taken for dead when its lock hasn't changed for so long.
+_SILENCE_S = 35.0
+
+
+class Lock:
+    """Keeps a second run away from an output, for a `with` block.
+
+    Whoever holds it writes a growing number every few seconds. A holder that was killed is known at once by its process
+    id on the same machine, elsewhere by its silence. Were two to hold it nevertheless, both would write the same rows
+    to the same files.
+
+    Args:
+        output: The output folder.
+        beat_s: Seconds between two signs of life.
+        silence_s: Seconds without any after which another machine's process counts as dead.
+    """
+
+    def __init__(self, output: Folder, beat_s: float = _BEAT_S, silence_s: float = _SILENCE_S) -> None:
+        self._output, self._beat_s, self._silence_s = output, beat_s, silence_s
+        self._mine: dict[str, Any] = {
+            "run": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "beat": 0,
+        }
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._is_lost = False
+
+    def __enter__(self) -> Lock:
+        self._wait_for_silence()
+        self._write()
+        # Two that start at the same moment both get here; the later one's file stays.
+        time.sleep(min(1.0, self._beat_s / 10))
+        self._refuse_another(self._read())
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if not self._is_lost and self._is_mine(self._read()):
+                self._output.fs.delete_file(self._output.inner(LOCK))
+
+    def check(self) -> None:
+        """See that nobody else has taken it.
+
+        Raises:
+            ConfigError: Somebody has.
+        """
+        if self._is_lost:
+            self._refuse_another(self._read() or {})
+
+    def renew(self) -> None:
+        """Write it again, after the folder was emptied."""
+        self._write()
+
+    def _wait_for_silence(self) -> None:
+        there = self._read()
+        if there is None:
+            return
+        if there.get("host") == self._mine["host"]:
+            if _is_alive(there):
+                self._refuse_another(there)
+            return
+        until = time.monotonic() + self._silence_s
+        while time.monotonic() < until:
+            time.sleep(self._beat_s / 5)
+            now = self._read()
+            if now is None:
+                return
+            if now != there:
+                self._refuse_another(now)
+
+    def _refuse_another(self, there: dict[str, Any] | None) -> None:
+        if there is None or self._is_mine(there):
+            return
+        raise ConfigError(
+            f"another run is at {self._output.uri} (process {there.get('pid')} on {there.get('host')}): wait until it "
+            "ends, or name another --output"
+        )
+
+    def _is_mine(self, there: dict[str, Any] | None) -> bool:
+        return there is not None and there.get("run") == self._mine["run"]
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._beat_s):
+            # A store that can't be reached now may be there the next time; a missed beat isn't silence yet. Whatever
+            # its driver raises: without a beat others would think us dead.
+            with contextlib.suppress(Exception):
+                there = self._read()
+                if there is not None and not self._is_mine(there):
+                    self._is_lost = True
+                    return
+                self._mine["beat"] += 1
+                self._write()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self._output.read(LOCK))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self) -> None:
+        self._output.write_json(LOCK, self._mine)
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    try:
+        process = psutil.Process(int(holder["pid"]))
+        # Another process may have got the number since; and a dead one keeps it until its parent asks.
+        is_same = abs(process.create_time() - float(holder["process_started"])) < 1
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError, TypeError):
+        return False

@@ -1,0 +1,80 @@
+"""Progress of scoring: rows, rows/s, share, time left, rejected, as far as they can be known."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+from jobs.progress import Board, News
+
+
+class ScoringBoard(Board):
+    """The actor that scorers tell.
+
+    How far a shard is gets set, not added: one that Ray runs again counts once.
+
+    Args:
+        stored_bytes: All input, stored.
+        rows: Rows that were done before.
+        rejected: How many of them were rejected.
+        bytes_done: What was done before, stored.
+    """
+
+    def __init__(self, stored_bytes: int, rows: int, rejected: int, bytes_done: int) -> None:
+        super().__init__()
+        self._stored_bytes, self._before = stored_bytes, (rows, rejected, bytes_done)
+        self._shards: dict[str, tuple[int, int, int]] = {}
+        self._sums = [0, 0, 0]
+        self._began: float | None = None
+        self._actors: list[Any] = []
+
+    def begin(self, at: float) -> None:
+        """Note when work began: the earliest time that anybody gives."""
+        self._began = min(at, self._began or at)
+
+    def join(self, actor: Any) -> None:
+        """Note a scorer."""
+        self._actors.append(actor)
+
+    def actors(self) -> list[Any]:
+        """The scorers."""
+        return self._actors
+
+    def shard(self, name: str, rows: int, rejected: int, stored_bytes: int) -> None:
+        """Set how far a shard is."""
+        now, was = (rows, rejected, stored_bytes), self._shards.get(name, (0, 0, 0))
+        self._shards[name] = now
+        self._sums = [total + new - old for total, new, old in zip(self._sums, now, was, strict=True)]
+
+    def read(self) -> News:
+        """Work out what there is to show."""
+        rows, rejected, stored = (new + old for new, old in zip(self._sums, self._before, strict=True))
+        self._news.done = rows
+        if self._began is not None:
+            elapsed_s = max(1e-3, time.time() - self._began)
+            self._news.note = describe(
+                self._sums[0] / elapsed_s,
+                rejected,
+                stored / self._stored_bytes if self._stored_bytes else None,
+                self._sums[2] / self._stored_bytes / elapsed_s if self._stored_bytes else 0.0,
+            )
+        return super().read()
+
+
+def describe(rows_per_s: float, rejected: int, share: float | None, share_per_s: float) -> str:
+    """The line behind the number of rows.
+
+    Args:
+        rows_per_s: Of this run.
+        rejected: Rows.
+        share: How much of the input is done, from 0 to 1; None if nobody knows.
+        share_per_s: How much of that a second does.
+    """
+    words = [f"{rows_per_s:,.0f} rows/s"]
+    if share is not None:
+        share = min(1.0, share)
+        words.append(f"{share:.0%}")
+        if share_per_s > 0:
+            words.append(f"{timedelta(seconds=round((1 - share) / share_per_s))} left")
+    return ", ".join([*words, f"{rejected:,} rejected"])

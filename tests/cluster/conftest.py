@@ -1,0 +1,73 @@
+"""Several Ray nodes on this machine, and what is scored on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from sentiment.bundle import BundleConfig, write_bundle
+from sentiment.corpora.synthetic import tweets
+from sentiment.models import build_model
+from sentiment.shapes import RecurrentConfig
+from sentiment.text import normalise
+from sentiment.tokenizers import WordTokenizer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder, as those of tests/ray."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head of two logical CPUs, to which tests add nodes; jobs join it in processes of their own.
+
+    For a module only: the session's Ray of the other folders must not run beside it.
+    """
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 400 << 20, "include_dashboard": False},
+    )
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        if before is None:
+            del os.environ["RAY_AUTH_MODE"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of random weights: what it says doesn't matter, that it says the same each time does."""
+    tokenizer = WordTokenizer.train([normalise(tweet.text) for tweet in tweets(2_000, seed=1)])
+    config = RecurrentConfig(
+        vocabulary_size=tokenizer.vocabulary_size,
+        embedding_dim=64,
+        embedding_std=1.0,
+        hidden_dim=128,
+        num_layers=2,
+        bidirectional=True,
+        dropout=0.0,
+        word_dropout=0.0,
+        pad_id=tokenizer.pad_id,
+        unk_id=tokenizer.unk_id,
+    )
+    torch.manual_seed(1)
+    written = write_bundle(
+        tmp_path_factory.mktemp("bundle"),
+        config=BundleConfig(recipe="random", model=config, max_length=256),
+        weights=build_model(config).state_dict(),
+        tokenizer=tokenizer,
+        metrics={},
+        card="# random\n",
+    )
+    return written.path

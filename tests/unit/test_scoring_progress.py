@@ -1,0 +1,94 @@
+"""What scoring says: what it refuses before anything is started, and the line it shows while it works."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from jobs import scoring_progress
+from jobs.archive import _check
+from jobs.scoring_progress import ScoringBoard, describe
+from sentiment.corpora.planning import ReadPlan, plan
+from sentiment.errors import ConfigError, DataError
+from sentiment.schema import SCORE_FIELDS, SOURCE_FIELDS
+from sentiment.settings import ScoreSettings
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ((0.0, 0, None, 0.0), "0 rows/s, 0 rejected"),
+        ((1234.4, 7, None, 0.5), "1,234 rows/s, 7 rejected"),
+        ((1234.6, 12_345, 0.0, 0.0), "1,235 rows/s, 0%, 12,345 rejected"),
+        ((20_000.0, 0, 0.5, 0.001), "20,000 rows/s, 50%, 0:08:20 left, 0 rejected"),
+        ((20_000.0, 0, 0.25, 0.75 / 200_000), "20,000 rows/s, 25%, 2 days, 7:33:20 left, 0 rejected"),
+        ((5.0, 1, 1.0, 0.1), "5 rows/s, 100%, 0:00:00 left, 1 rejected"),
+        ((5.0, 1, 1.3, 0.1), "5 rows/s, 100%, 0:00:00 left, 1 rejected"),
+    ],
+)
+def test_progress_in_words(told: tuple[float, int, float | None, float], said: str) -> None:
+    assert describe(*told) == said
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_progress.time, "time", lambda: 1110.0)
+
+
+@pytest.mark.usefixtures("clock")
+def test_shards_done_twice_count_once() -> None:
+    board = ScoringBoard(stored_bytes=1000, rows=50, rejected=5, bytes_done=100)
+    assert (board.read().done, board.read().note) == (50, "")
+    for began in (1020.0, 1010.0, 1030.0):
+        board.begin(began)
+    board.shard("a", 60, 2, 50)
+    board.shard("b", 100, 1, 100)
+    board.shard("a", 20, 0, 20)  # Begun again, elsewhere.
+    board.shard("a", 100, 3, 100)
+    news = board.read()
+    assert (news.done, news.note) == (250, "2 rows/s, 30%, 0:05:50 left, 9 rejected")
+
+
+@pytest.mark.usefixtures("clock")
+def test_input_of_unknown_size_has_no_share() -> None:
+    board = ScoringBoard(stored_bytes=0, rows=0, rejected=0, bytes_done=0)
+    board.begin(1010.0)
+    board.shard("a", 300, 0, 0)
+    assert board.read().note == "3 rows/s, 0 rejected"
+
+
+@pytest.fixture
+def reads(tmp_path: Path) -> ReadPlan:
+    (tmp_path / "a.csv").write_text("id,text\n1,hello\n")
+    return plan([str(tmp_path)])
+
+
+def check(reads: ReadPlan, **chosen: Any) -> None:
+    settings = ScoreSettings(model="bundle", input=["a.csv"], output="out", **chosen)
+    _check(settings, reads, [*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS])
+
+
+def test_columns_and_files_as_they_must_be(reads: ReadPlan) -> None:
+    check(reads, partition_by=["label", "id", "source_file"], strict=True)
+
+
+def test_partitions_that_are_not_there(reads: ReadPlan) -> None:
+    names = "id, text, source_file, source_row, label, score, p_positive, model_id"
+    with pytest.raises(ConfigError, match=f"^--partition-by 'nope': no such column; there are {names}$"):
+        check(reads, partition_by=["label", "nope"])
+    nested = dataclasses.replace(reads, columns=pa.schema([("tags", pa.list_(pa.string())), ("text", pa.string())]))
+    with pytest.raises(ConfigError, match="'tags': no such column; there are text, source_file"):
+        check(nested, partition_by=["tags"])
+
+
+def test_strict_refuses_files_that_cannot_be_opened(tmp_path: Path, reads: ReadPlan) -> None:
+    (tmp_path / "b.csv.gz").write_bytes(b"not gzip")
+    damaged = plan([str(tmp_path)])
+    check(damaged)
+    check(reads, strict=True)
+    with pytest.raises(DataError, match=rf"^--strict: {tmp_path}/b\.csv\.gz: "):
+        check(damaged, strict=True)

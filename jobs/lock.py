@@ -53,7 +53,7 @@ class Lock:
         self._wait_for_silence()
         self._write()
         # Two that start at the same moment both get here; the later one's file stays.
-        time.sleep(min(1.0, self._beat_s / 10))
+        time.sleep(min(0.3, self._beat_s / 10))
         self._refuse_another(self._read())
         self._thread.start()
         return self

@@ -8,7 +8,6 @@ batch and in any order, to 1e-5 in float32 (1e-2 in bfloat16).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,9 +147,8 @@ def _load_model(bundle: Bundle) -> torch.nn.Module:
     """The model with the bundle's weights, and with the encoder that it refers to, if it does."""
     config = bundle.config.model
     reference = config.encoder_reference if isinstance(config, BertGruConfig) else None
-    # An encoder makes buffers that are in no file, so it can't be built without memory.
-    with nullcontext() if isinstance(config, BertGruConfig) else torch.device("meta"):
-        model = build_model(config)
+    # Not on the meta device: fresh weights made there import torch's compiler, which costs more than they do.
+    model = build_model(config)
     if reference is not None:
         model.encoder = load_encoder(find_encoder(reference.name, reference.revision, sha256=reference.sha256))
     try:

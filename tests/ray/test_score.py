@@ -251,7 +251,6 @@ def test_killed_actor_loses_no_row(ray_cluster: str, trained: Trained, tmp_path:
     ) as process:
         wait_for("first file", lambda: list((tmp_path / "out" / "scored").glob("*.parquet")), process)
         actors = [actor for actor in actors_of(process, "MapWorker") if actor["State"] == "ALIVE"]
-        assert len(actors) == 2
         os.kill(actors[0]["Pid"], signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr

@@ -22,9 +22,11 @@ from sentiment.settings import EvaluateSettings, RaySettings
 def run(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Evaluate `settings.model` on `settings.input`."""
     from jobs.ray_evaluating import evaluate
+    from jobs.scoring_run import writing_to
 
     started = time.monotonic()
-    result = evaluate(settings, ray_settings)
+    with writing_to(settings.output):
+        result = evaluate(settings, ray_settings)
     return {**result, "duration_s": round(time.monotonic() - started, 1)}
 
 

@@ -32,6 +32,7 @@ from jobs.scoring_progress import ScoringBoard
 from jobs.scoring_run import ScoringRun
 from jobs.session import node_resources, require, room
 from sentiment.corpora.folder import Folder
+from sentiment.corpora.lines import UNREADABLE
 from sentiment.corpora.parts import PartWriter, Report, ShardReport, check_parts, read_reports
 from sentiment.corpora.planning import ReadPlan
 from sentiment.corpora.reading import read_shards
@@ -165,6 +166,15 @@ class _Job:
         self._plan, self._groups, self._work, self._output, self._lock = plan, groups, work, output, lock
         self._reports = {(report.group, report.number): report for report in read_reports(output)}
         self._began, self._ended, self._rows = float("inf"), 0.0, 0
+        if work.strict:
+            self._refuse_unreadable()
+
+    def _refuse_unreadable(self) -> None:
+        """An earlier attempt may not have been strict."""
+        for report in self._reports.values():
+            if any(kind.startswith(UNREADABLE) for kind in report.report.reasons):
+                path = next(path for path, (_, rejected) in report.report.files.items() if rejected)
+                raise DataError(f"--strict: {path} (or one behind it) has what can't be read; see rejected/")
 
     def run(self, pool: Pool, settings: ScoreSettings | EvaluateSettings) -> float | None:
         """Score what is left; returns the rate."""

@@ -22,8 +22,10 @@ from sentiment.settings import RaySettings, ScoreSettings
 def run(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Score `settings.input`."""
     from jobs.archive import score
+    from jobs.scoring_run import writing_to
 
-    return score(settings, ray_settings)
+    with writing_to(settings.output):
+        return score(settings, ray_settings)
 
 
 JOB = Job("score", __doc__, ScoreSettings, run)

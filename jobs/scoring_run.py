@@ -12,17 +12,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow.fs as pafs
+from ray.exceptions import RayError
 
 from jobs.lock import LOCK
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.planning import ReadPlan
-from sentiment.errors import ConfigError, DataError
+from sentiment.errors import ConfigError, DataError, brief
 from sentiment.schema import MANIFEST
 
 _STATE = "_run"
@@ -74,6 +76,19 @@ class Identity:
                 more = f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
                 found.append(f"--input: {min(paths)}{more} {what}")
         return found
+
+
+@contextlib.contextmanager
+def writing_to(output: str) -> Iterator[None]:
+    """Say in one line that an output can't be written to, for the length of a `with` block."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, RayError):  # A task's error is of its cause's kind too.
+            raise
+        raise DataError(
+            f"can't write to {output} ({brief(error)}); once that is mended, the same command goes on"
+        ) from error
 
 
 class ScoringRun:

@@ -39,12 +39,13 @@ def parquet_pieces(source: SourceFile, plan: ReadPlan, rows_per_piece: int) -> I
         try:
             opened = stack.enter_context(open_random_access(source.root, source.inner, source.compression))
             file = pq.ParquetFile(opened)
-        except (OSError, pa.ArrowException, DataError) as error:
+            counts = _rows_of_groups(file)
+        except (OSError, pa.ArrowException, DataError, UnicodeDecodeError) as error:
             yield Piece(1, 0, 0, functools.partial(unreadable, source, plan, brief(error)))
             return
         first_row, all_rows = 0, max(1, file.metadata.num_rows)
-        for number in range(file.num_row_groups):
-            count, size = file.metadata.row_group(number).num_rows, file.metadata.row_group(number).total_byte_size
+        for number, count in enumerate(counts):
+            size = file.metadata.row_group(number).total_byte_size
             if not count:
                 continue
             rows = max(1, min(rows_per_piece, BYTES_PER_PIECE * count // max(1, size)))
@@ -55,6 +56,14 @@ def parquet_pieces(source: SourceFile, plan: ReadPlan, rows_per_piece: int) -> I
                 position = max(0, source.size_bytes) * (first_row + start + here) // all_rows
                 yield Piece(here, size * here // count, position, build)
             first_row += count
+
+
+def _rows_of_groups(file: pq.ParquetFile) -> list[int]:
+    """Rows of each row group: what decides which row is which, so it has to be true."""
+    counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if sum(counts) != file.metadata.num_rows or min(counts, default=0) < 0:
+        raise DataError("its footer contradicts itself: the rows of its groups aren't those of the file")
+    return counts
 
 
 class _RowGroup:
@@ -139,7 +148,14 @@ def _column(array: pa.Array, type_: pa.DataType, name: str, problems: dict[int, 
     if not pa.types.is_string(type_):
         with contextlib.suppress(pa.ArrowException):
             return array.cast(type_)
-    return column_array(array.to_pylist(), type_, name, problems)
+    values: list[Any] = []
+    for at, value in enumerate(array):
+        try:
+            values.append(value.as_py())
+        except (pa.ArrowException, ValueError, OverflowError):  # A day Python can't hold, or bad bytes in a list.
+            problems.setdefault(at, f"column {name[:40]!a} is a {value.type} that can't be {type_}")
+            values.append(None)
+    return column_array(values, type_, name, problems)
 
 
 def _checked(array: pa.Array, name: str, problems: dict[int, str]) -> pa.Array:
@@ -166,7 +182,9 @@ def _raw(batch: pa.RecordBatch, at: int) -> str:
         try:
             row[name] = value.as_py()
         except UnicodeDecodeError:
-            row[name] = value.cast(pa.binary()).as_py().decode("utf-8", "backslashreplace")
+            is_text = not pa.types.is_nested(value.type)
+            bytes_ = value.cast(pa.binary()).as_py() if is_text else str(value.type).encode()
+            row[name] = bytes_.decode("utf-8", "backslashreplace")
         except (pa.ArrowException, ValueError, OverflowError):
             row[name] = str(value.type)  # A timestamp Python can't hold, say.
     return json_text(row)[:RAW_LIMIT]

@@ -190,7 +190,8 @@ def _text_column(path: str, wanted: str | None, head: Head) -> str:
         hint = f"no column {wanted!r}" if wanted else f"no text column (looked for {', '.join(TEXT_NAMES)})"
         raise DataError(f"{path}: {hint}; it has {_listed(names)}. Name it with --text-column")
     kind = head.columns[found]
-    if isinstance(kind, pa.DataType):
+    # A column of nulls alone has no type: its rows have no text, which doesn't concern the other files.
+    if isinstance(kind, pa.DataType) and not pa.types.is_null(kind):
         raise DataError(f"{path}: column {found!r} holds {kind}, not text; name the text column with --text-column")
     return found
 

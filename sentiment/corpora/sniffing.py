@@ -59,7 +59,7 @@ def sniff(item: Found, encoding: str) -> Sniffed:
         if item.format == "parquet":
             return _sniff_parquet(item)
         sample, bom, complete = _sample(item)
-    except (UnreadableError, OSError, pa.ArrowException, DataError) as error:
+    except (UnreadableError, OSError, pa.ArrowException, DataError, UnicodeDecodeError) as error:
         return Sniffed(item.format, problem=brief(error))
     if not sample.strip():
         return Sniffed(item.format, empty=complete, problem=None if complete else "only blank lines at its head")

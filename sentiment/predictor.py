@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ from sentiment.text import normalise
 
 # Rows of a batch, fewer where texts are long (`TOKEN_BUDGET`).
 BATCH_SIZE = 256
+
+# On CPUs plain attention is 10 % faster than the fused kernel up to so many tokens, a quarter slower at 512 (MiniLM).
+_PLAIN_ATTENTION_TOKENS = 256
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -57,6 +61,10 @@ class Predictor:
         self.device = device
         self.precision = resolve_precision(precision, device)
         self.tokenizer = bundle.tokenizer()
+        is_short = bundle.config.max_length <= _PLAIN_ATTENTION_TOKENS
+        if isinstance(bundle.config.model, BertGruConfig) and device.type == "cpu" and is_short:
+            encoder: Any = model.get_submodule("encoder")
+            encoder.set_attn_implementation("eager")
         self._model = model.to(device).eval()
 
     @classmethod

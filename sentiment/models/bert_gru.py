@@ -38,6 +38,9 @@ _STACKS = {
 }
 # Encoders whose positions begin behind the padding's id, so that two of 514 are never used.
 _COUNT_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
+# Tokens that an encoder takes through its layers at once on a CPU: so few that what a layer makes of them is still in
+# the core's own cache when the next one reads it (MiniLM with plain attention: 11 % faster than with 5,600 tokens).
+_CACHED_TOKENS = 1024
 
 
 class GruHead(nn.Module):
@@ -114,7 +117,7 @@ class BertGruClassifier(nn.Module):
             logits_B, float32 (bfloat16 under autocast).
         """
         mask_BT = _is_token(ids_BT.shape[1], lengths_B)
-        features_BTE = self.encoder(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        features_BTE = _states(self.encoder, ids_BT, mask_BT)
         logits_B: Tensor = self.head(features_BTE, lengths_B)
         return logits_B
 
@@ -157,8 +160,7 @@ class LowerLayers(nn.Module):
         """Returns features_BTE: the states after the last of the layers. Those of padding mean nothing."""
         mask_BT = _is_token(ids_BT.shape[1], lengths_B)
         if len(self.layers) == self.encoder.config.num_hidden_layers:
-            features_BTE: Tensor = self.encoder(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-            return features_BTE
+            return _states(self.encoder, ids_BT, mask_BT)
         x_BTE: Tensor = self.encoder.get_submodule("embeddings")(input_ids=ids_BT)
         if hasattr(self.encoder, "embeddings_project"):  # ELECTRA's embeddings may be narrower than its layers
             x_BTE = self.encoder.get_submodule("embeddings_project")(x_BTE)
@@ -241,6 +243,16 @@ def _layers_of(encoder: PreTrainedModel, unfreeze_layers: int) -> nn.ModuleList:
     layers = encoder.get_submodule(_STACKS[encoder.config.model_type])
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+def _states(encoder: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The encoder's last hidden states, (B, T, E); on a CPU without gradients some rows at a time."""
+    rows = max(1, _CACHED_TOKENS // ids_BT.shape[1])
+    if ids_BT.device.type != "cpu" or torch.is_grad_enabled():
+        rows = len(ids_BT)
+    parts = zip(ids_BT.split(rows), mask_BT.split(rows), strict=True)
+    states = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for ids, mask in parts]
+    return torch.cat(states) if len(states) > 1 else states[0]
 
 
 def _through(layers: nn.ModuleList, x_BTE: Tensor, mask_BT: Tensor, config: PretrainedConfig) -> Tensor:

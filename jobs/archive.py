@@ -51,6 +51,7 @@ def score(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
     _check(settings, reads, columns)
     output = Folder(settings.output)
     output.check_inputs([settings.model, *settings.input])
+    output.check_files(file.path for file in reads.files)
     run = ScoringRun(output, Identity.of(reads, bundle.model_id, settings.model_dump(include=_DECISIVE)))
     manifest = run.finished(overwrite=settings.overwrite)
     if manifest is not None:

@@ -76,6 +76,16 @@ class Lock:
         if self._is_lost:
             self._refuse_another(self._read() or {})
 
+    def check_now(self) -> None:
+        """The same without waiting for the next beat.
+
+        Raises:
+            ConfigError: Somebody has taken it, or removed it.
+        """
+        there = self._read()
+        if not self._is_mine(there):
+            self._refuse_another(there or {})
+
     def renew(self) -> None:
         """Write it again, after the folder was emptied."""
         self._write()
@@ -100,6 +110,8 @@ class Lock:
     def _refuse_another(self, there: dict[str, Any] | None) -> None:
         if there is None or self._is_mine(there):
             return
+        if not there:
+            raise ConfigError(f"the lock of {self._output.uri} was taken away: another run may be at it; run again")
         raise ConfigError(
             f"another run is at {self._output.uri} (process {there.get('pid')} on {there.get('host')}): wait until it "
             "ends, or name another --output"

@@ -70,6 +70,7 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
     )
     output = Folder(settings.output)
     output.check_inputs([settings.model, *settings.input])
+    output.check_files(file.path for file in reads.files)
     run = ScoringRun(output, Identity.of(reads, bundle.model_id, settings.model_dump(include=_DECISIVE)), EVALUATION)
     finished = run.finished(overwrite=settings.overwrite)
     if finished is not None:

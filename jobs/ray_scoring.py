@@ -14,38 +14,34 @@ most of each CPU and leave the rest to reading, which is light; were they given 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 from ray.data import ActorPoolStrategy, ExecutionResources
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from jobs.lock import Lock
 from jobs.progress import Progress
 from jobs.scorer import BEGAN_S, ENDED_S, ERROR, REPORT, Scorer, Work
+from jobs.scoring_pool import READ_CPUS, Pool, Watch
 from jobs.scoring_progress import ScoringBoard
 from jobs.scoring_run import ScoringRun
-from jobs.session import node_resources, require, room
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.lines import UNREADABLE
 from sentiment.corpora.parts import PartWriter, Report, ShardReport, check_parts, read_reports
 from sentiment.corpora.planning import ReadPlan
 from sentiment.corpora.reading import read_shards
 from sentiment.corpora.shards import BYTES_PER_SHARD, Group, default_rows, group_shards
+from sentiment.corpora.streams import UnreachableError
 from sentiment.errors import DataError
 from sentiment.schema import ID_FIELD, REJECTED, REJECTED_SCHEMA, SCORED
 from sentiment.settings import EvaluateSettings, ScoreSettings
 
-# Shares of a CPU; together under 1, so that on a single CPU both can run.
-_ACTOR_CPUS, _READ_CPUS = 0.75, 0.2
 # Shards on their way for each actor: the one it works on, the next one, and two being read.
 _SHARDS_UNDER_WAY = 4
-_WATCH_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,41 +63,6 @@ class Totals:
     def rows_in(self) -> int:
         """Rows scored and rejected."""
         return self.report.scored + self.report.rejected
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Actors and what each takes."""
-
-    size: int
-    num_threads: int
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def of(cls, settings: ScoreSettings | EvaluateSettings) -> Pool:
-        """What fits the cluster as it is.
-
-        Raises:
-            ResourceError: Nothing, or not what was asked for.
-        """
-        nodes = node_resources()
-        cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
-        gpus_each = settings.gpus_per_actor if settings.use_gpu else 0.0
-        if settings.use_gpu:
-            size = settings.num_actors or max(1, room(_ACTOR_CPUS, gpus_each))
-            num_threads = 1
-        else:
-            size = settings.num_actors or max(1, sum(cpus))
-            # Threads for the CPUs that fewer actors leave idle, as far as one node has them.
-            num_threads = max(1, min(sum(cpus) // size, min(cpus, default=1)))
-        require(size, "model actors", cpus=num_threads, gpus=gpus_each)
-        return cls(size, num_threads, _ACTOR_CPUS * num_threads, gpus_each)
-
-    @property
-    def fits(self) -> bool:
-        """Whether it still does: nodes may have gone."""
-        return room(self.cpus, self.gpus) >= self.size
 
 
 def score_archive(
@@ -137,14 +98,15 @@ def score_archive(
     """
     pool, output = Pool.of(settings), run.output
     with Lock(output) as lock:
-        rows = run.begin(rows_per_file or default_rows(plan, pool.size), overwrite=settings.overwrite)
+        begun = run.begin(rows_per_file or default_rows(plan, pool.size), overwrite=settings.overwrite)
         lock.renew()  # A clean start has removed it.
         rejected = REJECTED_SCHEMA if plan.id_column is None else REJECTED_SCHEMA.append(ID_FIELD)
         schemas = {SCORED: pa.schema(columns), REJECTED: rejected}
-        writer = PartWriter(output, run.identity.tag, schemas, partition_by)
+        writer = PartWriter(output, begun.tag, schemas, partition_by)
         writer.make_folders()
         work = Work(
             model=str(Path(settings.model).absolute()),
+            model_id=run.identity.model,
             precision=settings.precision,
             use_gpu=settings.use_gpu,
             num_threads=pool.num_threads,
@@ -152,9 +114,10 @@ def score_archive(
             strict=strict,
             writer=writer,
         )
-        job = _Job(plan, group_shards(plan, rows), work, output, lock)
+        job = _Job(plan, group_shards(plan, begun.rows_per_shard), work, read_reports(output, begun.tag), output, lock)
         rows_per_s = job.run(pool, settings)
-        manifest = conclude(Totals(job.total(), rows_per_s, run.attempts))
+        manifest = conclude(Totals(job.total(), rows_per_s, begun.attempts))
+        lock.check_now()
         run.finish(manifest)
     return manifest
 
@@ -162,9 +125,17 @@ def score_archive(
 class _Job:
     """The shards of a run and what is known of them."""
 
-    def __init__(self, plan: ReadPlan, groups: Sequence[Group], work: Work, output: Folder, lock: Lock) -> None:
+    def __init__(
+        self,
+        plan: ReadPlan,
+        groups: Sequence[Group],
+        work: Work,
+        reports: Sequence[ShardReport],
+        output: Folder,
+        lock: Lock,
+    ) -> None:
         self._plan, self._groups, self._work, self._output, self._lock = plan, groups, work, output, lock
-        self._reports = {(report.group, report.number): report for report in read_reports(output)}
+        self._reports = {(report.group, report.number): report for report in reports}
         self._began, self._ended, self._rows = float("inf"), 0.0, 0
         if work.strict:
             self._refuse_unreadable()
@@ -184,11 +155,19 @@ class _Job:
                 _say(f"going on: {self._sum().scored + self._sum().rejected:,} rows are done")
             try:
                 self._pass(groups, pool)
+                if len(self._reports) == before:
+                    paths = ", ".join(file.path for file in groups[0].files[:3])
+                    raise DataError(f"{paths}: rows that were there before can't be read any more; start clean")
+            except RayTaskError as error:
+                if isinstance(error.cause, UnreachableError):
+                    said = str(error.cause).splitlines()[0]  # Ray writes advice for programmers behind it.
+                    raise DataError(f"{said}; once that is mended, the same command goes on") from None
+                raise
             except (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError):
                 # Nodes went, and the rest has no room for the pool; unless that can't be the reason.
                 if pool.fits and len(self._reports) == before:
                     raise
-                pool = Pool.of(settings)
+                pool = Pool.of(settings, at_most=pool.size)
                 _say(f"workers were lost: going on with {pool.size} model actors")
         elapsed_s = self._ended - self._began
         return round(self._rows / elapsed_s, 1) if self._rows else None
@@ -203,7 +182,7 @@ class _Job:
         finished = sum(group.size_bytes for group in self._groups if self._is_done(group))
         told = {"stored_bytes": stored, "rows": total.scored + total.rejected, "rejected": total.rejected}
         with Progress("score", "rows", ScoringBoard, **told, bytes_done=finished) as progress:
-            dataset = read_shards(self._plan, groups, done, num_cpus=_READ_CPUS)
+            dataset = read_shards(self._plan, groups, done, num_cpus=READ_CPUS)
             # Else reading runs ahead and fills the object store: memory would grow with the archive.
             dataset.context.execution_options.resource_limits = ExecutionResources(
                 object_store_memory=_SHARDS_UNDER_WAY * pool.size * BYTES_PER_SHARD
@@ -222,7 +201,7 @@ class _Job:
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
             )
-            with _Watch(pool, progress.board):
+            with Watch(pool, progress.board):
                 for row in scored.iter_rows():
                     self._lock.check()
                     if row[ERROR] is not None:
@@ -258,33 +237,6 @@ class _Job:
         total = self._sum()
         check_parts(self._output, (SCORED, REJECTED), total.parts)
         return total
-
-
-class _Watch:
-    """Ends a pass whose pool no longer fits, for a `with` block.
-
-    Ray keeps calls of an actor whose node has gone until there is room for it elsewhere, which may be never. Killed for
-    good, the pool's calls fail and the pass with them; the next one has a pool that fits.
-    """
-
-    def __init__(self, pool: Pool, board: Any) -> None:
-        self._pool, self._board = pool, board
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(_WATCH_S):
-            if not self._pool.fits:
-                for actor in ray.get(self._board.actors.remote()):
-                    ray.kill(actor)
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,7 @@ would come out wrapped.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from sentiment.corpora.reading import shard_of
 from sentiment.corpora.shards import Shard
 from sentiment.corpora.tables import NO_TEXT
 from sentiment.devices import limit_threads
-from sentiment.errors import DataError, SentimentError, brief
+from sentiment.errors import BundleError, DataError, SentimentError, brief
 from sentiment.predictor import Predictor, labels_and_scores
 from sentiment.schema import (
     ID_FIELD,
@@ -59,6 +60,7 @@ class Work:
 
     Attributes:
         model: Path of the bundle.
+        model_id: What it must be there, on whatever node.
         precision: Number format of the forward pass.
         use_gpu: Whether actors have a GPU.
         num_threads: Threads of torch.
@@ -68,6 +70,7 @@ class Work:
     """
 
     model: str
+    model_id: str
     precision: Precision
     use_gpu: bool
     num_threads: int
@@ -87,17 +90,32 @@ class Scorer:
     def __init__(self, work: Work, board: Any) -> None:
         limit_threads(work.num_threads)
         self._work, self._board = work, board
-        self._predictor = Predictor.load(work.model, use_gpu=work.use_gpu, precision=work.precision)
-        self._predictor.warm_up()
+        self._problem: str | None = None
+        try:
+            self._predictor = self._load()
+        except SentimentError as problem:
+            self._problem = str(problem)
         # So that whoever watches over the pool can end it.
         board.join.remote(ray.get_runtime_context().current_actor)
 
+    def _load(self) -> Predictor:
+        work = self._work
+        predictor = Predictor.load(work.model, use_gpu=work.use_gpu, precision=work.precision)
+        if predictor.model_id != work.model_id:
+            raise BundleError(
+                f"{work.model} is {predictor.model_id} on {socket.gethostname()}, not {work.model_id}: --model must be "
+                "the same folder on all nodes, and stay as it is while it is used"
+            )
+        predictor.warm_up()
+        return predictor
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the shard of a block; returns its report, or why there is none."""
-        began, report, error = time.time(), None, None
+        began, report, error = time.time(), None, self._problem
         self._board.begin.remote(began)
         try:
-            report = self._score(shard_of(block)).to_json()
+            if error is None:
+                report = self._score(shard_of(block)).to_json()
         except SentimentError as problem:
             error = str(problem)
         except OSError as problem:

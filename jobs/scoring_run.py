@@ -10,8 +10,10 @@ _SUCCESS          last of all: who sees it sees everything
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +26,7 @@ from ray.exceptions import RayError
 from jobs.lock import LOCK
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.planning import ReadPlan
+from sentiment.corpora.shards import LAYOUT
 from sentiment.errors import ConfigError, DataError, brief
 from sentiment.schema import MANIFEST
 
@@ -36,30 +39,33 @@ class Identity:
     """What makes two runs the same run.
 
     Attributes:
-        inputs: Path, stored size and time of change of each file.
+        inputs: Path, stored size, time of change, and a digest of what was seen in it, of each file.
         model: Model id of the bundle.
         settings: Those that say what is written, not how fast.
+        layout: How archives are cut into shards.
     """
 
     inputs: list[list[Any]]
     model: str
     settings: dict[str, Any]
+    layout: int = LAYOUT
 
     @classmethod
     def of(cls, plan: ReadPlan, model: str, settings: dict[str, Any]) -> Identity:
         """The identity of a run, as it reads back from JSON."""
-        inputs = [[file.path, file.size_bytes, file.mtime_ns] for file in plan.files]
+        shared = [str(plan.schema), plan.renamed]
+        inputs = []
+        for file in plan.files:
+            seen = {name: value for name, value in dataclasses.asdict(file).items() if name not in ("inner", "root")}
+            digest = hashlib.sha256(json.dumps([shared, seen], sort_keys=True).encode()).hexdigest()[:12]
+            inputs.append([file.path, file.size_bytes, file.mtime_ns, digest])
         return cls(inputs, model, json.loads(json.dumps(settings)))
-
-    @property
-    def tag(self) -> str:
-        """A few digits that differ where runs differ."""
-        content = json.dumps([self.inputs, self.model, self.settings], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def differences(self, other: Identity) -> list[str]:
         """Say what another run has that this one hasn't, for people."""
         found = []
+        if self.layout != other.layout:
+            found.append("it was begun by another version of this program")
         if self.model != other.model:
             found.append(f"--model is {self.model} now, was {other.model}")
         for name in sorted(self.settings.keys() | other.settings.keys()):
@@ -76,6 +82,21 @@ class Identity:
                 more = f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
                 found.append(f"--input: {min(paths)}{more} {what}")
         return found
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run was started with.
+
+    Attributes:
+        rows_per_shard: Rows of a shard, about.
+        tag: In the names of all its files: a process of a run that was replaced may still be writing.
+        attempts: How often it was started, this time included.
+    """
+
+    rows_per_shard: int
+    tag: str
+    attempts: int
 
 
 @contextlib.contextmanager
@@ -134,7 +155,7 @@ class ScoringRun:
             raise self._damaged(self._manifest)
         return manifest
 
-    def begin(self, rows_per_shard: int, *, overwrite: bool) -> int:
+    def begin(self, rows_per_shard: int, *, overwrite: bool) -> Begun:
         """Start, or go on; the caller holds the lock.
 
         Args:
@@ -142,24 +163,27 @@ class ScoringRun:
             overwrite: It starts, whatever is there.
 
         Returns:
-            Rows of a shard: those that the run started with.
+            What the run was started with.
 
         Raises:
             ConfigError: Another run has begun there since `finished` was asked.
         """
         if overwrite:
-            # First what says that the rest is a run's: cut short here, nobody goes on with half of it.
-            with contextlib.suppress(FileNotFoundError):
-                self.output.fs.delete_file(self.output.inner(RUN))
+            # First what says that all is there, then what says that it is a run's: cut short here, nobody reads half of
+            # it or goes on with it.
+            for name in (SUCCESS, self._manifest, RUN):
+                with contextlib.suppress(FileNotFoundError):
+                    self.output.fs.delete_file(self.output.inner(name))
             self.output.claim(overwrite=True)
         state = self._state()
         if state is None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            state = {"identity": vars(self.identity), "rows_per_shard": rows_per_shard, "started": now, "attempts": 0}
+            state = {"identity": vars(self.identity), "tag": uuid.uuid4().hex[:12], "started": now}
+            state |= {"rows_per_shard": rows_per_shard, "attempts": 0}
         self._compare(state)
         state["attempts"] += 1
         self.output.write_json(RUN, state)
-        return int(state["rows_per_shard"])
+        return Begun(state["rows_per_shard"], state["tag"], state["attempts"])
 
     def _compare(self, state: dict[str, Any]) -> None:
         try:
@@ -171,12 +195,6 @@ class ScoringRun:
                 f"{self.output.uri} holds another run: {'; '.join(differences)}. Score as before to go on with it, "
                 "name another --output, or start clean with --overwrite"
             )
-
-    @property
-    def attempts(self) -> int:
-        """How often it was started."""
-        state = self._state()
-        return 0 if state is None else int(state["attempts"])
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Say that everything is there."""

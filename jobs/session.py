@@ -110,8 +110,9 @@ def _core_silenced() -> Iterator[None]:
 def _quieten(level: int) -> None:
     """Keep Ray Data's and Ray Train's own words to `level`: jobs report progress themselves."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(level)
+    logging.getLogger("ray.train").setLevel(level)
+    # What ends a pipeline is raised in the driver too; before that it is printed three times.
+    logging.getLogger("ray.data").setLevel(level if level < logging.ERROR else logging.CRITICAL)
     # A small input has fewer blocks than there are actors. That is fine.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors", category=UserWarning)
 
@@ -121,16 +122,17 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def room(cpus: float, gpus: float = 0) -> int:
+def room(cpus: float, gpus: float = 0, spare_cpus: float = 0) -> int:
     """How many processes the cluster can hold.
 
     Args:
         cpus: CPUs of each; they must be on one node.
         gpus: GPUs of each.
+        spare_cpus: CPUs of each node that are left alone.
     """
     places = 0
     for node in node_resources():
-        by_cpu = node.get("CPU", 0) / cpus
+        by_cpu = max(0.0, node.get("CPU", 0) - spare_cpus) / cpus
         places += int(min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu)
     return places
 

@@ -126,7 +126,7 @@ class ScoreSettings(Section):
     batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
     precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
     rows_per_file: int | None = Field(
-        None, gt=0, description="rows of a Parquet file, about; none: 8,192 to 262,144, as suits input and actors"
+        None, gt=0, description="rows of a Parquet file, about; none: 4,096 to 262,144, as suits input and actors"
     )
     partition_by: list[str] = Field([], description="columns that become folders of scored/, such as label")
     strict: bool = Field(False, description="stop at the first file that can't be read; else it is rejected/ rows")

@@ -66,6 +66,21 @@ class Folder:
             if read.startswith(f"{self.base}/") or (not wildcard and f"{self.base}/".startswith(read)):
                 raise ConfigError(f"--output {self.uri} and the input {given} overlap; name another --output")
 
+    def check_files(self, paths: Iterable[str]) -> None:
+        """Refuse files that lie in the folder: a glob may have found what an earlier run wrote.
+
+        Args:
+            paths: Of the files that are to be read.
+
+        Raises:
+            ConfigError: One of them is in it.
+        """
+        scheme = self.uri.partition("://")[0] if is_uri(self.uri) else ""
+        for path in paths:
+            its, _, inner = path.partition("://") if is_uri(path) else ("", "", str(Path(path).absolute()))
+            if its == scheme and f"/{inner.lstrip('/')}".startswith(f"/{self.base.strip('/')}/"):
+                raise ConfigError(f"the input {path} lies in --output {self.uri}; name another --output or --input")
+
     def check(self, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
         """Refuse a folder that holds something, unless the user has given that up. Changes nothing.
 

@@ -18,7 +18,7 @@ from sentiment.corpora.columns import json_text
 from sentiment.corpora.lines import undecodable
 from sentiment.corpora.pieces import BYTES_PER_PIECE, Piece
 from sentiment.corpora.planning import ReadPlan, SourceFile
-from sentiment.corpora.streams import UnreadableError, brief, open_random_access
+from sentiment.corpora.streams import UnreadableError, brief, open_random_access, refuse_unreachable
 from sentiment.corpora.tables import Rows, column_array, finish, judge_rows, unreadable
 from sentiment.errors import DataError
 from sentiment.schema import RAW_LIMIT
@@ -41,6 +41,7 @@ def parquet_pieces(source: SourceFile, plan: ReadPlan, rows_per_piece: int) -> I
             file = pq.ParquetFile(opened)
             counts = _rows_of_groups(file)
         except (OSError, pa.ArrowException, DataError, UnicodeDecodeError) as error:
+            refuse_unreachable(error, source.path)
             yield Piece(1, 0, 0, functools.partial(unreadable, source, plan, brief(error)))
             return
         first_row, all_rows = 0, max(1, file.metadata.num_rows)
@@ -87,6 +88,7 @@ class _RowGroup:
                     self._batches = self._file.iter_batches(self._rows, row_groups=[self._number])
                 batch = next(self._batches, None)
             except (OSError, pa.ArrowException) as error:
+                refuse_unreachable(error, "a Parquet file")
                 self._failure = brief(error)
                 break
             at, self._at = self._at, self._at + self._rows

@@ -103,7 +103,7 @@ class PartWriter:
 
     Args:
         folder: The output.
-        tag: What tells this output's files from those that another run may have left.
+        tag: What tells this run's files from those that an earlier one, replaced by it, may still be writing.
         schemas: Subfolder → the columns written there.
         partition_by: Columns of the first subfolder that become folders, `column=value`.
     """
@@ -147,7 +147,7 @@ class PartWriter:
 
     def report(self, shard: str, report: ShardReport) -> None:
         """Say that a shard is done, once its files are there."""
-        self._folder.write_bytes(f"{REPORTS}/{shard}.json", report.to_json().encode())
+        self._folder.write_bytes(f"{REPORTS}/{shard}-{self._tag}.json", report.to_json().encode())
 
     def _partitions(self, name: str, table: pa.Table) -> list[tuple[str, pa.Table]]:
         if name != self._partitioned or not self._partition_by:
@@ -184,14 +184,18 @@ def _quoted(name: str | None) -> str:
     return first + quote(name[1:], safe="")
 
 
-def read_reports(folder: Folder) -> list[ShardReport]:
+def read_reports(folder: Folder, tag: str) -> list[ShardReport]:
     """Read what was done so far.
+
+    Args:
+        folder: The output.
+        tag: The run's.
 
     Raises:
         DataError: A report can't be read.
     """
     found = folder.fs.get_file_info(pafs.FileSelector(folder.inner(REPORTS), allow_not_found=True))
-    names = sorted(info.base_name for info in found if info.base_name.endswith(".json"))
+    names = sorted(info.base_name for info in found if info.base_name.endswith(f"-{tag}.json"))
 
     def read(name: str) -> ShardReport:
         try:

@@ -20,6 +20,7 @@ from ray.data.datasource import Datasource, ReadTask
 from sentiment.corpora.files import pieces_of
 from sentiment.corpora.planning import ReadPlan, SourceFile
 from sentiment.corpora.shards import Group, Shard, shards_of
+from sentiment.corpora.streams import UnreachableError
 from sentiment.schema import SOURCE_FILE
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # one worker busy while the others wait. 8,192 tweets with their source columns are 2 to 3 MiB.
 BLOCK_BYTES = 2 << 20
 REVIEWS_PER_TASK = 1000
+# With pauses of up to 2, 4, 8 and 16 s.
+_RETRIES = 4
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -176,6 +179,7 @@ def _read_shards(group: Group, plan: ReadPlan, done: frozenset[int]) -> Iterator
 
 def shard_of(block: pa.Table) -> Shard:
     """Open a block of `read_shards`, without a copy of its rows."""
+    assert block.num_rows == 1, "shards travel alone"
     facts = block.drop_columns("table").to_pylist()[0]
     with pa.ipc.open_stream(block["table"][0].as_buffer()) as reader:
         return Shard(**facts, table=reader.read_all())
@@ -199,4 +203,7 @@ def read_shards(
     dataset = ray.data.read_datasource(source, num_cpus=num_cpus, override_num_blocks=len(groups), max_calls=0)
     # So small that no two rows fit in one block.
     dataset.context.target_max_block_size = 1
+    # A store that is slow or away for a moment; a reader comes to the same shards when it begins anew.
+    dataset.context.retried_map_errors = [UnreachableError.__name__]
+    dataset.context.max_map_retries = _RETRIES
     return dataset

@@ -19,7 +19,14 @@ from sentiment.corpora.delimited import CsvRecords
 from sentiment.corpora.inputs import Found
 from sentiment.corpora.json_records import json_array, json_lines
 from sentiment.corpora.lines import MAX_LINE_BYTES, iter_lines, undecodable
-from sentiment.corpora.streams import ByteSource, UnreadableError, brief, open_random_access
+from sentiment.corpora.streams import (
+    ByteSource,
+    UnreachableError,
+    UnreadableError,
+    brief,
+    open_random_access,
+    refuse_unreachable,
+)
 from sentiment.errors import DataError
 
 _SAMPLE_BYTES = 1 << 18
@@ -59,6 +66,8 @@ def sniff(item: Found, encoding: str) -> Sniffed:
         if item.format == "parquet":
             return _sniff_parquet(item)
         sample, bom, complete = _sample(item)
+    except UnreachableError as error:
+        raise DataError(f"{error}; mend that, or leave the file out of --input") from error
     except (UnreadableError, OSError, pa.ArrowException, DataError, UnicodeDecodeError) as error:
         return Sniffed(item.format, problem=brief(error))
     if not sample.strip():
@@ -73,8 +82,12 @@ def sniff(item: Found, encoding: str) -> Sniffed:
 
 def _sniff_parquet(item: Found) -> Sniffed:
     """Take the columns from the footer."""
-    with open_random_access(item.root, item.inner, item.compression) as file:
-        schema = pq.ParquetFile(file).schema_arrow
+    try:
+        with open_random_access(item.root, item.inner, item.compression) as file:
+            schema = pq.ParquetFile(file).schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        refuse_unreachable(error, item.path)
+        raise
     problem = None if len(set(schema.names)) == len(schema.names) else "two columns have the same name"
     return Sniffed("parquet", head=Head() if problem else head_of_schema(schema), problem=problem)
 

@@ -24,6 +24,32 @@ class UnreadableError(Exception):
     """The rest of a file can't be read; carries why, never any of its text."""
 
 
+class UnreachableError(Exception):
+    """A file can't be read now, whatever is in it: the store, the network, the disk or memory is at fault.
+
+    Never turned into rejected rows: what is asked again later may be answered.
+    """
+
+
+# What S3, GCS, Azure and HTTP drivers say without an errno.
+_STORE = re.compile(r"AWS Error|curlCode|HTTP|SlowDown|[Tt]imed? ?out|[Cc]onnection|temporarily|[Tt]hrottl")
+
+
+def refuse_unreachable(error: BaseException, path: str) -> None:
+    """Tell a file that can't be reached from one that is damaged.
+
+    Args:
+        error: What reading it raised.
+        path: The file.
+
+    Raises:
+        UnreachableError: It can't be reached.
+    """
+    has_errno = isinstance(error, OSError) and error.errno is not None
+    if has_errno or isinstance(error, (MemoryError, pa.ArrowMemoryError)) or _STORE.search(str(error)):
+        raise UnreachableError(f"{path} can't be read now: {brief(error)}") from error
+
+
 def is_uri(path: str) -> bool:
     """Tell a URI (`s3://…`, `memory://…`) from a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
@@ -115,6 +141,7 @@ class ByteSource:
                 self._stream = self._open()
             piece: bytes = self._stream.read(size)
         except (OSError, pa.ArrowException, DataError) as error:
+            refuse_unreachable(error, self._inner)
             self._failure = brief(error)
             piece = self._salvage() if self._compression else b""
             if not piece:
@@ -132,10 +159,10 @@ class ByteSource:
             stream, left = self._open(), self._offset
             while left and (skipped := stream.read(min(left, PIECE_BYTES))):
                 left -= len(skipped)
-            while byte := stream.read(1):
+            while len(rest) < PIECE_BYTES and (byte := stream.read(1)):
                 rest += byte
-        except (OSError, pa.ArrowException):
-            pass  # Expected: this is the place where the file breaks off.
+        except (OSError, pa.ArrowException) as error:
+            refuse_unreachable(error, self._inner)  # Otherwise expected: here the file breaks off.
         return bytes(rest)
 
     def close(self) -> None:

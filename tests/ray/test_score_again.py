@@ -12,6 +12,7 @@ import pytest
 from job_runs import Trained, call_job, read_rows, refusal, run_job
 
 from jobs import score
+from sentiment.corpora.planning import plan
 from sentiment.corpora.synthetic import tweets
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -93,8 +94,7 @@ def test_lost_file_is_found_out_and_mended(trained: Trained, archive: Path, tmp_
     (output / "_SUCCESS").unlink()
     assert f"scored/{lost.name} is missing" in refusal(score.JOB, *flags(trained, archive, output))
     assert not (output / "_SUCCESS").exists()
-    name = lost.name.removeprefix("part-").rpartition("-")[0]
-    (output / "_run" / "done" / f"{name}.json").unlink()
+    (output / "_run" / "done" / f"{lost.stem.removeprefix('part-')}.json").unlink()
     code, stdout, stderr = call_job(score.JOB, *flags(trained, archive, output))
     assert code == 0, stderr
     assert "going on" in stderr
@@ -132,3 +132,23 @@ def test_strings_and_numbers_share_a_column(trained: Trained, tmp_path: Path) ->
     result = run_job(score.JOB, *flags(trained, tmp_path / "in", tmp_path / "out"))
     assert result["rows_scored"] == 2
     assert sorted(read_rows(tmp_path / "out" / "scored")["n"].to_pylist()) == ["1", "x"]
+
+
+def test_a_file_that_goes_away_is_no_rejected_row(
+    trained: Trained, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(archive, tmp_path / "in")
+    output, gone, kept = tmp_path / "out", tmp_path / "in" / "b.jsonl", tmp_path / "b.jsonl"
+
+    def plan_then_lose(*args: object, **how: object) -> object:
+        reads = plan(*args, **how)
+        gone.rename(kept)
+        return reads
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.archive.plan", plan_then_lose)
+        message = refusal(score.JOB, *flags(trained, tmp_path / "in", output))
+    assert "b.jsonl can't be read now" in message
+    assert "once that is mended, the same command goes on" in message
+    kept.rename(gone)
+    assert run_job(score.JOB, *flags(trained, tmp_path / "in", output))["rows_in"] == ROWS + 1

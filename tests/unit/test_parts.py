@@ -39,8 +39,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "out") if request.param == "local" else f"memory://{uuid.uuid4().hex}/out")
 
 
+TAG = "0a1b2c3d"
+
+
 def writer(folder: Folder, schema: pa.Schema = SCHEMA, partition_by: tuple[str, ...] = ()) -> PartWriter:
-    return PartWriter(folder, "0a1b2c3d", {"scored": schema, "rejected": REJECTED}, partition_by)
+    return PartWriter(folder, TAG, {"scored": schema, "rejected": REJECTED}, partition_by)
 
 
 def there(folder: Folder) -> list[str]:
@@ -87,7 +90,7 @@ def test_a_shard_written_twice_leaves_the_same_files(folder: Folder) -> None:
     for _ in range(2):
         parts = writer(folder, partition_by=("label",)).write("000003-000007", {"scored": ROWS, "rejected": REASONS})
         writer(folder).report("000003-000007", a_report(1))
-        assert there(folder) == sorted([*parts, f"{REPORTS}/000003-000007.json"])
+        assert there(folder) == sorted([*parts, f"{REPORTS}/000003-000007-{TAG}.json"])
     assert sorted(read_hive(folder)["text"].to_pylist()) == sorted(ROWS["text"].to_pylist())
 
 
@@ -161,11 +164,13 @@ def test_partitions_of_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_reports_are_read_back_in_order(folder: Folder) -> None:
-    assert read_reports(folder) == []
+    assert read_reports(folder, TAG) == []
     for seed in (3, 1, 2):
         writer(folder).report(f"{seed:06d}-000000", a_report(seed))
-    folder.write_text(f"{REPORTS}/.000001-000000.json.1f.tmp", "left by a killed process")
-    assert read_reports(folder) == [a_report(1), a_report(2), a_report(3)]
+    folder.write_text(f"{REPORTS}/.000001-000000-{TAG}.json.1f.tmp", "left by a killed process")
+    # Of a run that was replaced, by a process that should be dead.
+    folder.write_text(f"{REPORTS}/000001-000001-0f0f.json", "{}")
+    assert read_reports(folder, TAG) == [a_report(1), a_report(2), a_report(3)]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +178,10 @@ def test_reports_are_read_back_in_order(folder: Folder) -> None:
 )
 def test_a_damaged_report(folder: Folder, content: bytes) -> None:
     writer(folder).report("000001-000000", a_report(1))
-    folder.write_bytes(f"{REPORTS}/000001-000001.json", content)
-    with pytest.raises(DataError, match=rf"^{folder.uri}/_run/done/000001-000001\.json can't be read .*; remove it"):
-        read_reports(folder)
+    folder.write_bytes(f"{REPORTS}/000001-000001-{TAG}.json", content)
+    path = f"{folder.uri}/_run/done/000001-000001-{TAG}"
+    with pytest.raises(DataError, match=rf"^{path}\.json can't be read .*; remove it"):
+        read_reports(folder, TAG)
 
 
 def test_reports_add_up() -> None:

@@ -1,0 +1,98 @@
+"""The pool of model actors: how many fit the cluster, and what happens when it shrinks."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from jobs.session import node_resources, require, room
+from sentiment.settings import EvaluateSettings, ScoreSettings
+
+# Shares of a CPU; together under 1, so that on a single CPU both can run.
+ACTOR_CPUS, READ_CPUS = 0.75, 0.2
+_WATCH_S, _ANSWER_S = 2.0, 10.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Model actors.
+
+    Attributes:
+        size: How many.
+        num_threads: Threads of torch of each.
+        cpus: CPUs that each reserves.
+        gpus: GPUs, or the share of one, that each reserves.
+    """
+
+    size: int
+    num_threads: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, settings: ScoreSettings | EvaluateSettings, at_most: int | None = None) -> Pool:
+        """What fits the cluster as it is.
+
+        Args:
+            settings: What is asked for.
+            at_most: Actors, if there were more nodes before.
+
+        Raises:
+            ResourceError: Nothing, or not what was asked for.
+        """
+        nodes = node_resources()
+        cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+        gpus_each = settings.gpus_per_actor if settings.use_gpu else 0.0
+        most = room(ACTOR_CPUS, gpus_each) if settings.use_gpu else sum(cpus)
+        size = settings.num_actors or max(1, most)
+        if at_most is not None:
+            size = max(1, min(size, at_most, most))
+        num_threads = 1
+        if not settings.use_gpu:
+            # Threads for the CPUs that fewer actors leave idle, as far as one node has them.
+            num_threads = max(1, min(sum(cpus) // size, min(cpus, default=1)))
+        cpus_each = ACTOR_CPUS if settings.use_gpu else num_threads
+        require(size, "model actors", cpus=cpus_each, gpus=gpus_each)
+        return cls(size, num_threads, ACTOR_CPUS * num_threads, gpus_each)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it still does: nodes may have gone."""
+        return room(self.cpus, self.gpus, spare_cpus=READ_CPUS) >= self.size
+
+
+class Watch:
+    """Ends a pass whose pool no longer fits, for a `with` block.
+
+    Ray keeps calls of an actor whose node has gone until there is room for it elsewhere, which may be never. Killed for
+    good, the pool's calls fail and the pass with them; the next one has a pool that fits.
+
+    Args:
+        pool: The pool.
+        board: A `ScoringBoard`, which knows its actors.
+    """
+
+    def __init__(self, pool: Pool, board: Any) -> None:
+        self._pool, self._board = pool, board
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_WATCH_S):
+            # Whatever goes wrong while nodes come and go: the next look may succeed, and without any nobody would.
+            with contextlib.suppress(Exception):
+                if not self._pool.fits:
+                    for actor in ray.get(self._board.actors.remote(), timeout=_ANSWER_S):
+                        ray.kill(actor)

@@ -1,0 +1,88 @@
+"""A file that can't be reached isn't a damaged one: its rows are asked for again, not rejected."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+from sentiment.corpora.files import pieces_of
+from sentiment.corpora.planning import plan
+from sentiment.corpora.streams import UnreachableError
+from sentiment.errors import DataError
+
+ROWS = 50_000
+
+
+class SlowStore(MemoryFileSystem):
+    """A bucket that answers until `limit` bytes of a file were asked for, then times out."""
+
+    protocol = "slowstore"
+    limit = 1 << 62
+
+    def _open(self, path: str, mode: str = "rb", **how: object) -> MemoryFile:
+        opened = super()._open(path, mode, **how)
+        if "r" in mode:
+            read = opened.read
+
+            def limited(size: int = -1) -> bytes:
+                if opened.tell() >= SlowStore.limit:
+                    raise TimeoutError("Read timed out")
+                return bytes(read(size))
+
+            opened.read = limited
+        return opened
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("slowstore", SlowStore, clobber=True)
+    monkeypatch.setattr(SlowStore, "limit", 1 << 62)
+
+
+def build_all(paths: list[str]) -> int:
+    reads = plan(paths)
+    SlowStore.limit = 300_000
+    return sum(piece.build().num_rows for piece in pieces_of(reads.files, reads))
+
+
+def contents() -> dict[str, bytes]:
+    chance = random.Random(1)
+    lines = b"".join(b'{"text": "%d"}\n' % chance.getrandbits(80) for _ in range(ROWS))
+    sink = pa.BufferOutputStream()
+    texts = pa.table({"text": [f"row {row * 7919 % 65537}" for row in range(ROWS)]})
+    pq.write_table(texts, sink, row_group_size=10_000, compression="none", use_dictionary=False)
+    return {"a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines, 1), "a.parquet": sink.getvalue().to_pybytes()}
+
+
+@pytest.mark.parametrize("name", contents())
+def test_a_store_that_times_out(name: str) -> None:
+    content = contents()[name]
+    assert len(content) > 400_000
+    with fsspec.open(f"slowstore://bucket/{name}", "wb") as file:
+        file.write(content)
+    with pytest.raises(UnreachableError, match="timed out"):
+        build_all([f"slowstore://bucket/{name}"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(contents()[name])
+    reads = plan([str(tmp_path)])
+    (tmp_path / name).unlink()
+    with pytest.raises(UnreachableError, match=f"{name}.*No such file"):
+        [piece.build() for piece in pieces_of(reads.files, reads)]
+
+
+def test_a_store_that_is_away_while_planning() -> None:
+    with fsspec.open("slowstore://bucket/b.jsonl", "wb") as file:
+        file.write(contents()["a.jsonl"])
+    SlowStore.limit = 0
+    with pytest.raises(DataError, match=r"can't be read now: .*timed out; mend that, or leave the file out"):
+        plan(["slowstore://bucket/b.jsonl"])

@@ -14,6 +14,7 @@ from jobs.scoring_run import SUCCESS, Identity, ScoringRun
 from jobs.session import ray_session
 from sentiment.bundle import Bundle
 from sentiment.corpora.folder import Folder
+from sentiment.corpora.lines import UNREADABLE
 from sentiment.corpora.planning import ReadPlan, plan
 from sentiment.errors import ConfigError, DataError
 from sentiment.schema import REJECTED, SCORE_FIELDS, SCORE_LABEL, SCORED, SOURCE_FIELDS
@@ -55,6 +56,9 @@ def score(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
     run = ScoringRun(output, Identity.of(reads, bundle.model_id, settings.model_dump(include=_DECISIVE)))
     manifest = run.finished(overwrite=settings.overwrite)
     if manifest is not None:
+        unreadable = [kind for kind in manifest["rejected_by_reason"] if kind.startswith(UNREADABLE)]
+        if settings.strict and unreadable:
+            raise DataError(f"--strict: {output.uri} is complete, but not all could be read ({unreadable[0]})")
         print(f"{output.uri} is complete: nothing to do ({SUCCESS} is there)", file=sys.stderr)
         return {name: manifest[name] for name in _RESULT}
 

@@ -6,21 +6,26 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 
 from sentiment.corpora.folder import Folder
+from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError
 
 LOCK = "_run/lock.json"
 _BEAT_S = 10.0
 # A process on another machine is taken for dead when its lock hasn't changed for so long.
 _SILENCE_S = 35.0
+# After which a lock is read back to see whether it is still the own one: in a bucket a write takes its time.
+_LOCAL_S, _REMOTE_S = 0.3, 1.0
 
 
 class Lock:
@@ -42,6 +47,7 @@ class Lock:
             "run": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "pid_namespace": _pid_namespace(),
             "process_started": psutil.Process().create_time(),
             "beat": 0,
         }
@@ -53,7 +59,7 @@ class Lock:
         self._wait_for_silence()
         self._write()
         # Two that start at the same moment both get here; the later one's file stays.
-        time.sleep(min(0.3, self._beat_s / 10))
+        time.sleep(min(_REMOTE_S if is_uri(self._output.uri) else _LOCAL_S, self._beat_s / 10))
         self._refuse_another(self._read())
         self._thread.start()
         return self
@@ -94,10 +100,12 @@ class Lock:
         there = self._read()
         if there is None:
             return
-        if there.get("host") == self._mine["host"]:
+        namespace = there.get("pid_namespace", self._mine["pid_namespace"])
+        if (there.get("host"), namespace) == (self._mine["host"], self._mine["pid_namespace"]):
             if _is_alive(there):
                 self._refuse_another(there)
             return
+        print(f"is another run at {self._output.uri}? Looking for {self._silence_s:.0f} s", file=sys.stderr, flush=True)
         until = time.monotonic() + self._silence_s
         while time.monotonic() < until:
             time.sleep(self._beat_s / 5)
@@ -143,6 +151,12 @@ class Lock:
 
     def _write(self) -> None:
         self._output.write_json(LOCK, self._mine)
+
+
+def _pid_namespace() -> int | None:
+    """Where process ids mean the same: containers may share a host's name."""
+    namespace = Path("/proc/self/ns/pid")
+    return namespace.stat().st_ino if namespace.exists() else None
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

@@ -36,7 +36,7 @@ from sentiment.corpora.planning import ReadPlan
 from sentiment.corpora.reading import read_shards
 from sentiment.corpora.shards import BYTES_PER_SHARD, Group, default_rows, group_shards
 from sentiment.corpora.streams import UnreachableError
-from sentiment.errors import DataError
+from sentiment.errors import DataError, ResourceError, brief
 from sentiment.schema import ID_FIELD, REJECTED, REJECTED_SCHEMA, SCORED
 from sentiment.settings import EvaluateSettings, ScoreSettings
 
@@ -163,10 +163,14 @@ class _Job:
                     said = str(error.cause).splitlines()[0]  # Ray writes advice for programmers behind it.
                     raise DataError(f"{said}; once that is mended, the same command goes on") from None
                 raise
-            except (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError):
+            except (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError) as error:
                 # Nodes went, and the rest has no room for the pool; unless that can't be the reason.
                 if pool.fits and len(self._reports) == before:
-                    raise
+                    paths = ", ".join(file.path for file in groups[0].files[:3])
+                    raise ResourceError(
+                        f"model actors die again and again, first at {paths} ({brief(error)}): if memory is what they "
+                        "lack, try fewer --num-actors or --rows-per-file; the same command goes on"
+                    ) from error
                 pool = Pool.of(settings, at_most=pool.size)
                 _say(f"workers were lost: going on with {pool.size} model actors")
         elapsed_s = self._ended - self._began
@@ -179,7 +183,7 @@ class _Job:
             done.setdefault(group, []).append(number)
         total = self._sum()
         stored = sum(group.size_bytes for group in self._groups)
-        finished = sum(group.size_bytes for group in self._groups if self._is_done(group))
+        finished = sum(report.stored_bytes for report in self._reports.values())
         told = {"stored_bytes": stored, "rows": total.scored + total.rejected, "rejected": total.rejected}
         with Progress("score", "rows", ScoringBoard, **told, bytes_done=finished) as progress:
             dataset = read_shards(self._plan, groups, done, num_cpus=READ_CPUS)

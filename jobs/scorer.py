@@ -134,8 +134,9 @@ class Scorer:
             REJECTED: _rejected(table, reasons, raws, ~usable),
         }
         parts = writer.write(shard.name, tables)
-        report = ShardReport(shard.group, shard.number, shard.is_last, _counts(table, reasons, p_positive[usable]))
-        report.report.parts = parts
+        counts = _counts(table, reasons, p_positive[usable])
+        counts.parts = parts
+        report = ShardReport(shard.group, shard.number, shard.is_last, counts, shard.stored_bytes)
         writer.report(shard.name, report)
         self._board.shard.remote(shard.name, len(texts), int((~usable).sum()), shard.stored_bytes)
         return report

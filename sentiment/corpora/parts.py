@@ -80,12 +80,14 @@ class ShardReport:
         number: Of the shard in its group.
         is_last: The group ends with it.
         report: The counts.
+        stored_bytes: What the shard takes where it lies, about.
     """
 
     group: int
     number: int
     is_last: bool
     report: Report
+    stored_bytes: int = 0
 
     def to_json(self) -> str:
         """As it is written."""

@@ -64,7 +64,7 @@ def score(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
 
     def conclude(totals: Totals) -> dict[str, Any]:
         return {
-            "rows_in": totals.rows_in,
+            "rows_in": totals.report.rows,
             "rows_scored": totals.report.scored,
             "rows_rejected": totals.report.rejected,
             "rows_per_s": totals.rows_per_s,

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import sys
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from jobs.background import Background
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError
@@ -51,8 +51,7 @@ class Lock:
             "process_started": psutil.Process().create_time(),
             "beat": 0,
         }
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._beats = Background("lock", beat_s, self._beat)
         self._is_lost = False
 
     def __enter__(self) -> Lock:
@@ -61,14 +60,13 @@ class Lock:
         # Two that start at the same moment both get here; the later one's file stays.
         time.sleep(min(_REMOTE_S if is_uri(self._output.uri) else _LOCAL_S, self._beat_s / 10))
         self._refuse_another(self._read())
-        self._thread.start()
+        self._beats.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._beats.__exit__(kind, error, traceback)
         with contextlib.suppress(OSError):
             if not self._is_lost and self._is_mine(self._read()):
                 self._output.fs.delete_file(self._output.inner(LOCK))
@@ -129,16 +127,17 @@ class Lock:
         return there is not None and there.get("run") == self._mine["run"]
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._beat_s):
-            # A store that can't be reached now may be there the next time; a missed beat isn't silence yet. Whatever
-            # its driver raises: without a beat others would think us dead.
-            with contextlib.suppress(Exception):
-                there = self._read()
-                if there is not None and not self._is_mine(there):
-                    self._is_lost = True
-                    return
-                self._mine["beat"] += 1
-                self._write()
+        if self._is_lost:
+            return
+        # A store that can't be reached now may be there the next time; a missed beat isn't silence yet. Whatever its
+        # driver raises: without a beat others would think us dead.
+        with contextlib.suppress(Exception):
+            there = self._read()
+            if there is not None and not self._is_mine(there):
+                self._is_lost = True
+                return
+            self._mine["beat"] += 1
+            self._write()
 
     def _read(self) -> dict[str, Any] | None:
         try:

@@ -84,7 +84,7 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
     ]
 
     def conclude(totals: Totals) -> dict[str, Any]:
-        refuse_scale(_rejected_reasons(output), totals.rows_in)
+        refuse_scale(_rejected_reasons(output), totals.report.rows)
         if not totals.report.scored:
             raise DataError(f"no row could be evaluated; {output.uri}/{REJECTED} says why")
         figures = measure(output)

@@ -26,7 +26,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTas
 from jobs.lock import Lock
 from jobs.progress import Progress
 from jobs.scorer import BEGAN_S, ENDED_S, ERROR, REPORT, Scorer, Work
-from jobs.scoring_pool import READ_CPUS, Pool, Watch
+from jobs.scoring_pool import READ_CPUS, Pool, watch
 from jobs.scoring_progress import ScoringBoard
 from jobs.scoring_run import ScoringRun
 from sentiment.corpora.folder import Folder
@@ -58,11 +58,6 @@ class Totals:
     report: Report
     rows_per_s: float | None
     attempts: int
-
-    @property
-    def rows_in(self) -> int:
-        """Rows scored and rejected."""
-        return self.report.scored + self.report.rejected
 
 
 def score_archive(
@@ -152,7 +147,7 @@ class _Job:
         while groups := [group for group in self._groups if not self._is_done(group)]:
             before = len(self._reports)
             if before:
-                _say(f"going on: {self._sum().scored + self._sum().rejected:,} rows are done")
+                _say(f"going on: {self._sum().rows:,} rows are done")
             try:
                 self._pass(groups, pool)
                 if len(self._reports) == before:
@@ -184,7 +179,7 @@ class _Job:
         total = self._sum()
         stored = sum(group.size_bytes for group in self._groups)
         finished = sum(report.stored_bytes for report in self._reports.values())
-        told = {"stored_bytes": stored, "rows": total.scored + total.rejected, "rejected": total.rejected}
+        told = {"stored_bytes": stored, "rows": total.rows, "rejected": total.rejected}
         with Progress("score", "rows", ScoringBoard, **told, bytes_done=finished) as progress:
             dataset = read_shards(self._plan, groups, done, num_cpus=READ_CPUS)
             # Else reading runs ahead and fills the object store: memory would grow with the archive.
@@ -205,7 +200,7 @@ class _Job:
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
             )
-            with Watch(pool, progress.board):
+            with watch(pool, progress.board):
                 for row in scored.iter_rows():
                     self._lock.check()
                     if row[ERROR] is not None:
@@ -214,7 +209,7 @@ class _Job:
 
     def _keep(self, report: ShardReport, began: float, ended: float) -> None:
         self._reports[report.group, report.number] = report
-        self._rows += report.report.scored + report.report.rejected
+        self._rows += report.report.rows
         self._began, self._ended = min(self._began, began), max(self._ended, ended)
 
     def _is_done(self, group: Group) -> bool:

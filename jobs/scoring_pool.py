@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from jobs.background import Background
 from jobs.session import node_resources, require, room
 from sentiment.settings import EvaluateSettings, ScoreSettings
 
@@ -65,8 +65,8 @@ class Pool:
         return room(self.cpus, self.gpus, spare_cpus=READ_CPUS) >= self.size
 
 
-class Watch:
-    """Ends a pass whose pool no longer fits, for a `with` block.
+def watch(pool: Pool, board: Any) -> Background:
+    """End a pass whose pool no longer fits, for a `with` block.
 
     Ray keeps calls of an actor whose node has gone until there is room for it elsewhere, which may be never. Killed for
     good, the pool's calls fail and the pass with them; the next one has a pool that fits.
@@ -76,23 +76,11 @@ class Watch:
         board: A `ScoringBoard`, which knows its actors.
     """
 
-    def __init__(self, pool: Pool, board: Any) -> None:
-        self._pool, self._board = pool, board
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+    def look() -> None:
+        # Whatever goes wrong while nodes come and go: the next look may succeed, and without any nobody would.
+        with contextlib.suppress(Exception):
+            if not pool.fits:
+                for actor in ray.get(board.actors.remote(), timeout=_ANSWER_S):
+                    ray.kill(actor)
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(_WATCH_S):
-            # Whatever goes wrong while nodes come and go: the next look may succeed, and without any nobody would.
-            with contextlib.suppress(Exception):
-                if not self._pool.fits:
-                    for actor in ray.get(self._board.actors.remote(), timeout=_ANSWER_S):
-                        ray.kill(actor)
+    return Background("watch", _WATCH_S, look)

@@ -58,6 +58,11 @@ class Report:
     files: dict[str, list[int]] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.scored + self.rejected
+
     def add(self, other: Report) -> None:
         """Add another one's counts."""
         self.scored += other.scored

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data.block import BlockMetadata
@@ -21,7 +20,6 @@ from sentiment.corpora.files import pieces_of
 from sentiment.corpora.planning import ReadPlan, SourceFile
 from sentiment.corpora.shards import Group, Shard, shards_of
 from sentiment.corpora.streams import UnreachableError
-from sentiment.schema import SOURCE_FILE
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -44,20 +42,23 @@ SHARD_SCHEMA = pa.schema(
 )
 
 
-class ArchiveDatasource(Datasource):
-    """The files of a plan as Ray read tasks.
+class _GroupDatasource(Datasource):
+    """Groups of files as Ray read tasks, one for each group.
 
     Args:
-        plan: What to read.
-        board: An actor whose `add_read` is told how many rows each file had; None for nobody.
+        groups: What each task is given, and the files in it.
+        make: Reads one group.
+        schema: Of the tables that come of it.
     """
 
-    def __init__(self, plan: ReadPlan, board: Any = None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[tuple[Any, Sequence[SourceFile]]],
+        make: Callable[[Any], Iterable[pa.Table]],
+        schema: pa.Schema,
+    ) -> None:
         super().__init__()
-        self._board = board
-        self._groups = group_files(plan)
-        # A task carries its own files only: a plan of 50,000 reviews pickled into each would be hundreds of MB.
-        self._shared = dataclasses.replace(plan, files=(), skipped=())
+        self._groups, self._make, self._schema = groups, make, schema
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown: what a file holds can't be told from its compressed size."""
@@ -69,13 +70,33 @@ class ArchiveDatasource(Datasource):
         """Make one task for each group of files; a text file can't be entered in the middle."""
         return [
             ReadTask(
-                functools.partial(_read_group, group, self._shared, self._board),
-                BlockMetadata(None, None, None, tuple(source.path for source in group[:16])),
-                schema=self._shared.schema,
+                functools.partial(self._make, group),
+                BlockMetadata(None, None, None, tuple(source.path for source in files[:16])),
+                schema=self._schema,
                 per_task_row_limit=per_task_row_limit,
             )
-            for group in self._groups
+            for group, files in self._groups
         ]
+
+    def dataset(self, num_cpus: float, block_bytes: int) -> ray.data.Dataset:
+        """Read with Ray Data.
+
+        Args:
+            num_cpus: CPUs that each task reserves.
+            block_bytes: Ray joins and cuts what a task yields to blocks of about this size.
+        """
+        # Without a number of blocks Ray splits each again, to reach 200 however few files there are.
+        # And max_calls=0, Ray's default said aloud, keeps it from fusing the read into the operator behind it: fused,
+        # one actor would read a file and do all of its work. Operators fuse only if their remote arguments are equal.
+        blocks = len(self._groups)
+        dataset = ray.data.read_datasource(self, num_cpus=num_cpus, override_num_blocks=blocks, max_calls=0)
+        dataset.context.target_max_block_size = block_bytes
+        return dataset
+
+
+def _shared(plan: ReadPlan) -> ReadPlan:
+    """What every task needs of a plan: it carries its own files only, for 50,000 in each would be hundreds of MB."""
+    return dataclasses.replace(plan, files=(), skipped=())
 
 
 def group_files(plan: ReadPlan) -> list[tuple[SourceFile, ...]]:
@@ -93,79 +114,37 @@ def group_files(plan: ReadPlan) -> list[tuple[SourceFile, ...]]:
     return [*alone, *chunks]
 
 
-def _read_group(group: tuple[SourceFile, ...], plan: ReadPlan, board: Any) -> Iterator[pa.Table]:
-    rows = dict.fromkeys((source.path for source in group), 0)
+def _read_group(group: tuple[SourceFile, ...], plan: ReadPlan) -> Iterator[pa.Table]:
+    is_empty = True
     for piece in pieces_of(group, plan):
-        table = piece.build()
-        for counted in pc.value_counts(table[SOURCE_FILE]).to_pylist():
-            rows[counted["values"]] += counted["counts"]
-        yield table
-    if board is not None:
-        # Waited for: the count must be there before the last block can be written.
-        ray.get(board.add_read.remote(rows))
-    if not any(rows.values()):
+        is_empty = False
+        yield piece.build()
+    if is_empty:
         yield plan.schema.empty_table()  # Ray would make a block without columns.
 
 
-def read(plan: ReadPlan, *, num_cpus: float = 1.0, board: Any = None) -> ray.data.Dataset:
+def read(plan: ReadPlan, *, num_cpus: float = 1.0) -> ray.data.Dataset:
     """Read a plan with Ray Data.
 
     Args:
         plan: What to read.
         num_cpus: CPUs each read task reserves; a fraction lets reads run beside workers that hold the CPUs.
-        board: An actor whose `add_read` is told how many rows each file had; None for nobody.
 
     Returns:
         A lazy dataset of rows in `plan.schema`, in blocks of at most about BLOCK_BYTES. Its own context is set so, and
         operators chained to it inherit that; the process-wide context isn't touched.
     """
-    source = ArchiveDatasource(plan, board)
-    groups = len(group_files(plan))
-    # Without this Ray splits each block again, to reach 200 blocks however few files there are.
-    # And max_calls=0, Ray's default said aloud, keeps it from fusing the read into the operator behind it: fused, one
-    # actor would read a file and do all of its work. Operators fuse only if their remote arguments are equal.
-    dataset = ray.data.read_datasource(source, num_cpus=num_cpus, override_num_blocks=groups, max_calls=0)
-    dataset.context.target_max_block_size = BLOCK_BYTES
-    return dataset
+    groups = [(group, group) for group in group_files(plan)]
+    make = functools.partial(_read_group, plan=_shared(plan))
+    return _GroupDatasource(groups, make, plan.schema).dataset(num_cpus, BLOCK_BYTES)
 
 
-class ShardDatasource(Datasource):
-    """Shards of a plan as Ray read tasks, one for each group; each shard is a block of one row.
+def _read_shards(wanted: tuple[Group, frozenset[int]], plan: ReadPlan) -> Iterator[pa.Table]:
+    """Shards as blocks of one row: Ray cuts and joins blocks by their size, but not within a row.
 
-    Ray cuts and joins blocks by their size, but not within a row: so a shard's table travels as one value, an Arrow IPC
-    stream, and arrives whole.
-
-    Args:
-        plan: What to read.
-        groups: Of the plan; those that are done are left out.
-        done: Group → numbers of its shards that are done.
+    So a shard's table travels as one value, an Arrow IPC stream, and arrives whole.
     """
-
-    def __init__(self, plan: ReadPlan, groups: Sequence[Group], done: Mapping[int, Collection[int]]) -> None:
-        super().__init__()
-        self._groups, self._done = groups, done
-        self._shared = dataclasses.replace(plan, files=(), skipped=())
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown, as for rows."""
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        """Make one task for each group."""
-        return [
-            ReadTask(
-                functools.partial(_read_shards, group, self._shared, frozenset(self._done.get(group.number, ()))),
-                BlockMetadata(None, None, None, tuple(source.path for source in group.files[:16])),
-                schema=SHARD_SCHEMA,
-                per_task_row_limit=per_task_row_limit,
-            )
-            for group in self._groups
-        ]
-
-
-def _read_shards(group: Group, plan: ReadPlan, done: frozenset[int]) -> Iterator[pa.Table]:
+    group, done = wanted
     for shard in shards_of(group, plan, done):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, shard.table.schema) as writer:
@@ -199,10 +178,10 @@ def read_shards(
     Returns:
         A lazy dataset of blocks for `shard_of`.
     """
-    source = ShardDatasource(plan, groups, done)
-    dataset = ray.data.read_datasource(source, num_cpus=num_cpus, override_num_blocks=len(groups), max_calls=0)
-    # So small that no two rows fit in one block.
-    dataset.context.target_max_block_size = 1
+    wanted = [((group, frozenset(done.get(group.number, ()))), group.files) for group in groups]
+    make = functools.partial(_read_shards, plan=_shared(plan))
+    # Blocks so small that no two rows fit in one.
+    dataset = _GroupDatasource(wanted, make, SHARD_SCHEMA).dataset(num_cpus, 1)
     # A store that is slow or away for a moment; a reader comes to the same shards when it begins anew.
     dataset.context.retried_map_errors = [UnreachableError.__name__]
     dataset.context.max_map_retries = _RETRIES

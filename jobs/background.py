@@ -1,0 +1,33 @@
+"""Work that is done again and again beside other work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Background:
+    """Calls a function every few seconds in a thread of its own, for a `with` block.
+
+    Args:
+        name: The thread's.
+        every_s: Seconds before each call.
+        call: What is called; what it raises ends the thread.
+    """
+
+    def __init__(self, name: str, every_s: float, call: Callable[[], None]) -> None:
+        self._every_s, self._call = every_s, call
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._call()

@@ -7,6 +7,7 @@ would come out wrapped.
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from collections import Counter
@@ -107,6 +108,9 @@ class Scorer:
                 "the same folder on all nodes, and stay as it is while it is used"
             )
         predictor.warm_up()
+        # Else the collector walks over model and libraries again and again while it looks through new lists of ids,
+        # which costs a fifth of the time that tokenising takes.
+        gc.freeze()
         return predictor
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -38,17 +38,17 @@ def pooled_states(
     Returns:
         pooled_BH
     """
-    reversal_TB1 = _reversal(x_TBE.shape[0], lengths_B)
+    reversal_N = _reversal(x_TBE.shape[0], lengths_B)
     states_BH: list[Tensor] = []
     for layer in range(rnn.num_layers):
         outputs_TBH = [run_direction(rnn, layer, "", x_TBE)]
         if rnn.bidirectional:
-            outputs_TBH.append(run_direction(rnn, layer, "_reverse", _reorder(x_TBE, reversal_TB1)))
+            outputs_TBH.append(run_direction(rnn, layer, "_reverse", _reorder(x_TBE, reversal_N)))
         if layer >= rnn.num_layers - state_layers:
             states_BH += [_last(out_TBH, lengths_B) for out_TBH in outputs_TBH]
         if layer + 1 < rnn.num_layers:
             if rnn.bidirectional:
-                outputs_TBH[1] = _reorder(outputs_TBH[1], reversal_TB1)
+                outputs_TBH[1] = _reorder(outputs_TBH[1], reversal_N)
             x_TBE = dropout(torch.cat(outputs_TBH, dim=2))
     # Maximum and mean don't mind that the backward direction's steps still lie in its own order.
     if pooling == "concat":
@@ -121,12 +121,17 @@ def _is_padding(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def _reversal(length: int, lengths_B: Tensor) -> Tensor:
-    """Index that reverses each row within its own length and leaves its padding in place; its own inverse."""
+    """Index that reverses each row within its own length and leaves its padding in place; its own inverse.
+
+    Returns:
+        reversal_N: for each of the N = T × B steps of all rows, the step that comes in its place.
+    """
+    num_rows = len(lengths_B)
     steps_T1 = torch.arange(length, device=lengths_B.device)[:, None]
     reversal_TB = torch.where(steps_T1 < lengths_B, lengths_B - 1 - steps_T1, steps_T1)
-    return reversal_TB[:, :, None].to(torch.int64)
+    return (reversal_TB * num_rows + torch.arange(num_rows, device=lengths_B.device)).flatten()
 
 
-def _reorder(x_TBE: Tensor, index_TB1: Tensor) -> Tensor:
-    """Take each row's steps in the order of `index_TB1`."""
-    return x_TBE.gather(0, index_TB1.expand(-1, -1, x_TBE.shape[2]))
+def _reorder(x_TBE: Tensor, index_N: Tensor) -> Tensor:
+    """Take all rows' steps in the order of `index_N`: whole vectors, which a gather would copy number by number."""
+    return x_TBE.flatten(0, 1).index_select(0, index_N).view_as(x_TBE)

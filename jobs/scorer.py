@@ -50,6 +50,8 @@ from sentiment.settings import Precision
 
 # What comes of a shard: a report or an error, and when it was begun and ended, in seconds since 1970.
 REPORT, ERROR, BEGAN_S, ENDED_S = "report", "error", "began_s", "ended_s"
+# Calls that may die with one shard. Nodes and actors go for reasons of their own, but not so often at one place.
+_MAX_ATTEMPTS = 8
 _RESULT = pa.schema(
     [(REPORT, pa.large_string()), (ERROR, pa.string()), (BEGAN_S, pa.float64()), (ENDED_S, pa.float64())]
 )
@@ -116,15 +118,25 @@ class Scorer:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the shard of a block; returns its report, or why there is none."""
         began, report, error = time.time(), None, self._problem
-        self._board.begin.remote(began)
         try:
             if error is None:
-                report = self._score(shard_of(block)).to_json()
+                shard = shard_of(block)
+                self._refuse_deadly(shard, ray.get(self._board.begin.remote(shard.name, began)))
+                report = self._score(shard).to_json()
         except SentimentError as problem:
             error = str(problem)
         except OSError as problem:
             error = f"can't write the output ({brief(problem)}); once that is mended, the same command goes on"
         return pa.table([[report], [error], [began], [time.time()]], schema=_RESULT)
+
+    def _refuse_deadly(self, shard: Shard, attempts: int) -> None:
+        """Ray gives a shard to another actor as often as one dies with it: for ever, if the shard is why."""
+        if attempts > _MAX_ATTEMPTS:
+            path = shard.table[SOURCE_FILE][0].as_py() if shard.table.num_rows else f"shard {shard.name}"
+            raise DataError(
+                f"{path}: {_MAX_ATTEMPTS} model actors died with the same shard ({shard.table.num_rows:,} rows); if "
+                "memory is what they lack, try fewer --num-actors; the same command goes on"
+            )
 
     def _score(self, shard: Shard) -> ShardReport:
         table, writer = shard.table, self._work.writer

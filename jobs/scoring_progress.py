@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -27,11 +28,18 @@ class ScoringBoard(Board):
         self._shards: dict[str, tuple[int, int, int]] = {}
         self._sums = [0, 0, 0]
         self._began: float | None = None
+        self._attempts: Counter[str] = Counter()
         self._actors: list[Any] = []
 
-    def begin(self, at: float) -> None:
-        """Note when work began: the earliest time that anybody gives."""
+    def begin(self, name: str, at: float) -> int:
+        """Note that a shard was begun; work began at the earliest time that anybody gives.
+
+        Returns:
+            How often this shard was begun.
+        """
         self._began = min(at, self._began or at)
+        self._attempts[name] += 1
+        return self._attempts[name]
 
     def join(self, actor: Any) -> None:
         """Note a scorer."""

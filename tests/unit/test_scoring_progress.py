@@ -44,7 +44,7 @@ def test_shards_done_twice_count_once() -> None:
     board = ScoringBoard(stored_bytes=1000, rows=50, rejected=5, bytes_done=100)
     assert (board.read().done, board.read().note) == (50, "")
     for began in (1020.0, 1010.0, 1030.0):
-        board.begin(began)
+        board.begin(f"at {began}", began)
     board.shard("a", 60, 2, 50)
     board.shard("b", 100, 1, 100)
     board.shard("a", 20, 0, 20)  # Begun again, elsewhere.
@@ -56,7 +56,7 @@ def test_shards_done_twice_count_once() -> None:
 @pytest.mark.usefixtures("clock")
 def test_input_of_unknown_size_has_no_share() -> None:
     board = ScoringBoard(stored_bytes=0, rows=0, rejected=0, bytes_done=0)
-    board.begin(1010.0)
+    board.begin("a", 1010.0)
     board.shard("a", 300, 0, 0)
     assert board.read().note == "3 rows/s, 0 rejected"
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 from jobs.ray_scoring import Totals, score_archive
 from jobs.report import manifest_head
 from jobs.scoring_run import SUCCESS, Identity, ScoringRun
-from jobs.session import ray_session
 from sentiment.bundle import Bundle
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.lines import UNREADABLE
 from sentiment.corpora.planning import ReadPlan, plan
 from sentiment.errors import ConfigError, DataError
 from sentiment.schema import REJECTED, SCORE_FIELDS, SCORE_LABEL, SCORED, SOURCE_FIELDS
+from sentiment.session import ray_session
 from sentiment.settings import RaySettings, ScoreSettings
 
 # What the output depends on; the others say how fast it comes.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import prepare, score, train_lstm
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.errors import DataError
 from sentiment.settings import DemoSettings, RaySettings
 
@@ -29,9 +29,9 @@ _ARCHIVE_ROWS = 20_000
 
 def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Run the three jobs and show what came out."""
-    from jobs.session import ray_session
     from sentiment.corpora.folder import Folder
     from sentiment.corpora.synthetic import write_archive, write_sentiment140
+    from sentiment.session import ray_session
 
     started = time.monotonic()
     if settings.data is not None and not Path(settings.data).exists():

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.settings import EvaluateSettings, RaySettings
 
 

@@ -18,7 +18,6 @@ from torch.nn.functional import binary_cross_entropy
 from jobs.ray_scoring import Totals, score_archive
 from jobs.report import manifest_head
 from jobs.scoring_run import Identity, ScoringRun
-from jobs.session import ray_session
 from sentiment.bundle import Bundle
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.labels import refuse_scale
@@ -36,6 +35,7 @@ from sentiment.schema import (
     SOURCE_FIELDS,
     TRUE_LABEL,
 )
+from sentiment.session import ray_session
 from sentiment.settings import EvaluateSettings, RaySettings
 
 EVALUATION = "evaluation.json"

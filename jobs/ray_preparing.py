@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 import ray
 
 from jobs.report import kind_of_reason, manifest_head, some_of
-from jobs.session import ray_session
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.labels import NEUTRAL, refuse_scale
@@ -49,6 +48,7 @@ from sentiment.schema import (
     TRAIN,
     VALIDATION,
 )
+from sentiment.session import ray_session
 from sentiment.settings import PrepareSettings, RaySettings
 from sentiment.tokenizers import WordTokenizer
 

@@ -24,7 +24,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.progress import Progress
 from jobs.report import plot_curve
-from jobs.session import ray_session, require
 from jobs.train_worker import Work, train_worker
 from jobs.training_run import Run
 from sentiment.corpora.folder import Folder
@@ -33,6 +32,7 @@ from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError, DataError
 from sentiment.recipe import Recipe
 from sentiment.schema import TRAIN, VALIDATION
+from sentiment.session import ray_session, require
 from sentiment.settings import RaySettings, TrainSettings
 
 CHECKPOINTS, IDENTITY, METRICS = "checkpoints", "run.json", "metrics.json"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.settings import RaySettings, ReproduceSettings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from jobs.background import Background
-from jobs.session import node_resources, require, room
+from sentiment.session import node_resources, require, room
 from sentiment.settings import EvaluateSettings, ScoreSettings
 
 # Shares of a CPU; together under 1, so that on a single CPU both can run.

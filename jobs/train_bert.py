@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import Job
 from sentiment.bert_recipes import BERT_RECIPES, get_bert_recipe
+from sentiment.cli import Job
 from sentiment.recipe import BertRecipe
 from sentiment.settings import RaySettings, TrainBertSettings
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.recipe import BagRecipe, RecurrentRecipe
 from sentiment.recipes import RECIPES, get_recipe
 from sentiment.settings import RaySettings, TrainSettings

@@ -100,6 +100,28 @@ class Predictor:
         assert isinstance(self.config.model, BertGruConfig)
         return self.tokenizer.encode(normalised, self.config.max_length, truncation=self.config.model.truncation)
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, were it not cut."""
+        return [len(ids) for ids in self.tokenizer.encode([normalise(text) for text in texts])]
+
+    def logits(self, ids: Sequence[Sequence[int]]) -> FloatArray:
+        """Compute the logit of the positive class of encoded texts, in their order.
+
+        Args:
+            ids: Token ids of each text.
+
+        Returns:
+            One float32 logit for each text.
+        """
+        logits_N = np.empty(len(ids), dtype=np.float32)
+        lengths_N = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            for rows in length_ordered(lengths_N, BATCH_SIZE, TOKEN_BUDGET):
+                ids_BT, lengths_B = pad([ids[row] for row in rows], self.config.model.pad_id)
+                logits_B = self._model(ids_BT.to(self.device), lengths_B.to(self.device))
+                logits_N[rows] = logits_B.float().cpu().numpy()
+        return logits_N
+
     def forward(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         """Compute p(positive) of encoded texts, in their order.
 
@@ -109,14 +131,7 @@ class Predictor:
         Returns:
             One float32 probability for each text.
         """
-        p_positive = np.empty(len(ids), dtype=np.float32)
-        lengths_N = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            for rows in length_ordered(lengths_N, BATCH_SIZE, TOKEN_BUDGET):
-                ids_BT, lengths_B = pad([ids[row] for row in rows], self.config.model.pad_id)
-                logits_B = self._model(ids_BT.to(self.device), lengths_B.to(self.device))
-                p_positive[rows] = torch.sigmoid(logits_B.float()).cpu().numpy()
-        return p_positive
+        return torch.sigmoid(torch.from_numpy(self.logits(ids))).numpy()
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Classify texts, in their order.

@@ -133,6 +133,43 @@ class ScoreSettings(Section):
     overwrite: bool = Field(False, description="start clean: replace what the output folder holds")
 
 
+class ServeSettings(Section):
+    """`python -m serve_app` and `serve_app.app:build`."""
+
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_SERVE_")
+    section = "serve"
+
+    model: str = Field(description="bundle that a training job wrote")
+    name: str = Field("sentiment", pattern=r"^[\w.-]+$", description="of the model, in /v2/models/NAME")
+    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 for all of the machine's")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen at")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    min_replicas: int = Field(1, ge=0, description="replicas that are always there; 0: the first request waits for one")
+    max_replicas: int = Field(2, gt=0, description="replicas under load")
+    cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of a replica, and threads of its model")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of a replica, or its share of one")
+    target_ongoing_requests: int = Field(32, gt=0, description="requests at a time that a replica should have")
+    upscale_delay_s: float = Field(10.0, ge=0, description="so long there must be too many of them, s")
+    downscale_delay_s: float = Field(300.0, ge=0, description="so long there must be too few of them, s")
+    max_ongoing_requests: int = Field(512, gt=0, description="requests at a time that a replica takes")
+    max_batch_tokens: int = Field(4096, gt=0, description="tokens of a batch; more: more texts/s, later answers")
+    max_queued_texts: int = Field(2048, gt=0, description="texts that may wait in a replica; further ones get a 429")
+    retry_after_s: float = Field(1.0, gt=0, description="when clients shall try again then, s")
+    request_timeout_s: float = Field(30.0, gt=0, description="no answer in so many seconds becomes a 504")
+    max_texts: int = Field(1024, gt=0, description="texts of a request")
+    max_text_chars: int = Field(100_000, gt=0, description="characters of a text; the model reads its first tokens")
+    max_body_mib: float = Field(8.0, gt=0, description="size of a request but of /score, which has no end, MiB")
+    api_keys_file: str | None = Field(
+        None, description="file with an API key on each line; or SENTIMENT_API_KEYS; without both none is asked for"
+    )
+
+    @model_validator(mode="after")
+    def _have_room_between_least_and_most(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("--min-replicas is more than --max-replicas")
+        return self
+
+
 class EvaluateSettings(Section):
     """`jobs/evaluate.py`."""
 
@@ -202,6 +239,6 @@ SECTIONS: dict[str, type[Section]] = {
     cls.section: cls
     for cls in (
         *(RaySettings, PrepareSettings, TrainSettings, TrainBertSettings, ScoreSettings, EvaluateSettings),
-        *(ReproduceSettings, DemoSettings),
+        *(ServeSettings, ReproduceSettings, DemoSettings),
     )
 }

@@ -18,7 +18,7 @@ def ray_cluster() -> Iterator[str]:
     """
     import ray
 
-    from jobs.session import ray_session
+    from sentiment.session import ray_session
 
     with ray_session(RaySettings(num_cpus=4, num_gpus=0, object_store_gib=1, dashboard=True)):
         yield ray.get_runtime_context().gcs_address

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 from ray._private import state
 
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.corpora.synthetic import write_sentiment140
 
 REPOSITORY = Path(__file__).parents[1]

@@ -29,11 +29,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sentiment.bundle", "sentiment.checkpoint", "sentiment.features"),
     ("sentiment.training", "sentiment.predictor"),
     ("sentiment.corpora",),
+    ("sentiment.cli", "sentiment.session"),
     ("sentiment.__main__",),
     ("jobs", "serve_app"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-MAY_IMPORT_RAY = ("sentiment.corpora", "jobs", "serve_app")
+MAY_IMPORT_RAY = ("sentiment.corpora", "sentiment.session", "jobs", "serve_app")
 
 
 def name_of(path: Path) -> str:
@@ -199,7 +200,7 @@ def test_command_lines_answer_without_torch_and_ray(tmp_path: Path) -> None:
         "sentiment.bert_recipes",
         "sentiment.__main__",
         "sentiment.vectors.__main__",
-        "jobs.cli",
+        "sentiment.cli",
     ]
     light += [
         f"jobs.{name}" for name in ("prepare", "train_lstm", "train_bert", "score", "evaluate", "reproduce", "demo")

@@ -21,7 +21,7 @@ import jobs.reproduce
 import jobs.score
 import jobs.train_bert
 import jobs.train_lstm
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.errors import ConfigError, DataError
 from sentiment.settings import RaySettings, Section
 
@@ -180,7 +180,7 @@ def test_our_own_mistakes_are_not_dressed_up() -> None:
 
 _TOY = """
 import sys
-from jobs.cli import Job
+from sentiment.cli import Job
 from sentiment.settings import Section
 
 class Toy(Section):

@@ -1,4 +1,4 @@
-"""What every job does alike: flags from its settings, one JSON object as the last line of stdout, exit codes.
+"""What jobs and the server do alike: flags from its settings, one JSON object as the last line of stdout, exit codes.
 
 People's words go to stderr. A user's mistake is one line there and exit code 2; anything else is a traceback and 1.
 """
@@ -29,14 +29,15 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Job(Generic[S]):
-    """One runnable job.
+    """One runnable command.
 
     Attributes:
-        name: As in `jobs/NAME.py`.
+        name: Its own, before messages; as in `jobs/NAME.py`.
         about: What it does and an example; the text of `--help`.
         settings: Its section of `ray_config.yaml`.
         run: Does the work; its result is printed as JSON.
         overrides: Kinds of recipes; their settings are flags too.
+        program: How it is called; `jobs/NAME.py` if not given.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Job(Generic[S]):
     settings: type[S]
     run: Callable[[S, RaySettings], dict[str, Any]]
     overrides: Sequence[type[Recipe]] = ()
+    program: str | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Parse, run, report; returns the exit code."""
@@ -61,6 +63,10 @@ class Job(Generic[S]):
         print(json.dumps(result), flush=True)
         return 0
 
+    @property
+    def _program(self) -> str:
+        return self.program or f"jobs/{self.name}.py"
+
     def parse(self, argv: Sequence[str]) -> tuple[S, RaySettings]:
         """Turn a command line into settings.
 
@@ -68,7 +74,7 @@ class Job(Generic[S]):
             ConfigError: A flag is unknown, missing or doesn't fit.
         """
         parser = _Parser(
-            prog=f"jobs/{self.name}.py",
+            prog=self._program,
             description=self.about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,
@@ -92,7 +98,7 @@ class Job(Generic[S]):
             flag = next((word for word in rest if word.startswith("-")), None)
             if flag is None:
                 raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
-            raise unknown("flag", flag.split("=")[0], parser.flags(), f"jobs/{self.name}.py")
+            raise unknown("flag", flag.split("=")[0], parser.flags(), self._program)
         file = flags.pop("config", None)
         if file is not None and "config" in self.settings.model_fields:
             flags["config"] = file  # It runs other jobs, which read the file too.

@@ -1,0 +1,23 @@
+"""What Ray Serve imports: `serve deploy cluster/serve.yaml`, or `serve run serve_app.app:build model=BUNDLE`."""
+
+from __future__ import annotations
+
+from ray import serve
+
+from sentiment.config import load
+from sentiment.settings import ServeSettings
+from serve_app.deployment import api_keys, application
+
+
+def build(args: ServeSettings) -> serve.Application:
+    """Build the application.
+
+    Args:
+        args: Fields of section serve, `model` above all; they win over the environment and ray_config.yaml.
+
+    Raises:
+        ConfigError: A value doesn't fit.
+    """
+    settings = load(ServeSettings, args.model_dump(exclude_unset=True))
+    api_keys(settings)  # A mistake is told now, not by replicas that don't start.
+    return application(settings)

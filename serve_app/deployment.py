@@ -1,0 +1,110 @@
+"""The service on Ray Serve: HTTP, tokenizer and model in one replica; a second hop would cost more than the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from sentiment.devices import limit_threads
+from sentiment.errors import ConfigError
+from sentiment.settings import ServeSettings
+from serve_app.engine import Engine
+from serve_app.metrics import ServeMeter
+from serve_app.web import create_app
+
+# Replicas are looked after more often than by default (10 s, 30 s): one that is stuck is replaced within 15 s.
+_HEALTH_CHECK_PERIOD_S, _HEALTH_CHECK_TIMEOUT_S = 5.0, 10.0
+
+
+class _Service:
+    """One replica.
+
+    Args:
+        settings: Section serve.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        limit_threads(max(1, int(settings.cpus_per_replica)))
+        self._meter = ServeMeter()
+        self._engine = Engine(settings, self._meter)
+        self._model: str | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Make the application that this replica answers by; Ray calls it."""
+        return create_app(self._engine, self._meter, api_keys(self._engine.settings))
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take a bundle into service; Ray calls it at the start and when `user_config` changes.
+
+        Args:
+            user_config: `model`, the bundle's path.
+
+        Raises:
+            BundleError: It can't be used; the one before stays in service.
+            ConfigError: There is something else in it.
+        """
+        if set(user_config) != {"model"}:
+            raise ConfigError(f"user_config holds `model`, the path of a bundle; got {sorted(map(str, user_config))}")
+        if user_config["model"] != self._model:
+            await self._engine.load(user_config["model"])
+            self._model = user_config["model"]
+
+    async def shut_down(self) -> None:
+        """Stop."""
+        await self._engine.close()
+
+
+def application(settings: ServeSettings) -> serve.Application:
+    """What Ray Serve deploys.
+
+    Args:
+        settings: Section serve.
+    """
+    deployment = serve.deployment(
+        name=settings.name,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            initial_replicas=max(1, settings.min_replicas),
+            max_replicas=settings.max_replicas,
+            target_ongoing_requests=settings.target_ongoing_requests,
+            upscale_delay_s=settings.upscale_delay_s,
+            downscale_delay_s=settings.downscale_delay_s,
+            metrics_interval_s=1.0,
+            look_back_period_s=max(2.0, min(30.0, settings.upscale_delay_s)),
+        ),
+        # The engine's own queue is shorter, and its answer says more; this is for a replica that no longer answers.
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_ongoing_requests,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=settings.retry_after_s),
+        user_config={"model": settings.model},
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=settings.request_timeout_s,
+    )
+    return deployment(serve.ingress()(_Service)).bind(settings)
+
+
+def api_keys(settings: ServeSettings) -> tuple[str, ...]:
+    """The keys of the file and of the environment (SENTIMENT_API_KEYS, parted by commas).
+
+    Raises:
+        ConfigError: The file can't be read or holds none.
+    """
+    keys = os.environ.get("SENTIMENT_API_KEYS", "").split(",")
+    if settings.api_keys_file is not None:
+        try:
+            keys += (found := Path(settings.api_keys_file).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--api-keys-file {settings.api_keys_file} can't be read: {type(error).__name__}"
+            ) from None
+        if not any(key.strip() for key in found):
+            raise ConfigError(f"--api-keys-file {settings.api_keys_file} holds no key; leave it out to ask for none")
+    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))

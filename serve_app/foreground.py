@@ -1,0 +1,57 @@
+"""Serving as long as somebody wants to: what `python -m serve_app` does on Ray."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from sentiment.bundle import Bundle
+from sentiment.errors import ResourceError
+from sentiment.settings import ServeSettings
+from serve_app.deployment import api_keys, application
+
+
+def serve_until_interrupted(settings: ServeSettings) -> None:
+    """Serve on the Ray that is connected, until SIGINT or SIGTERM.
+
+    Args:
+        settings: Section serve.
+
+    Raises:
+        BundleError: The model can't be used.
+        ConfigError: The API keys can't be read.
+        ResourceError: Ray Serve couldn't bring it up.
+    """
+    Bundle.open(settings.model)
+    keys = api_keys(settings)
+    # A replica may run in another folder, or on another node.
+    absolute = settings.model_copy(update={"model": str(Path(settings.model).absolute())})
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=None))
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        _say(f"loading {settings.model}")
+        try:
+            serve.run(application(absolute), name=settings.name, route_prefix="/")
+        except RuntimeError as error:
+            raise ResourceError(f"the service didn't come up: {' '.join(str(error).split())[:500]}") from error
+        url = f"http://{settings.host}:{settings.port}"
+        _say(f"serving at {url}: a page to try it; {url}/docs describes the endpoints; Ctrl-C ends it")
+        if settings.host not in ("127.0.0.1", "localhost", "::1") and not keys:
+            _say("everybody who reaches this address can use it: --api-keys-file asks for keys")
+        stopped.wait()
+        _say("stopping")
+    finally:
+        serve.shutdown()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,152 @@
+"""The application: endpoints, errors in one form, the page."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+
+from sentiment.schema import LABELS
+from serve_app import hugging_face, lines, open_inference
+from serve_app.engine import Engine
+from serve_app.errors import ApiError, ErrorType, invalid
+from serve_app.guard import Guard, Observer, respond
+from serve_app.schemas import Health, Info, Limits
+
+_LOG = logging.getLogger("sentiment.serve")
+_PACKAGES = ("sentiment-at-scale", "torch", "ray", "transformers", "tokenizers")
+_ABOUT = """Sentiment of texts: the likelier of two labels and its probability.
+
+Errors come as `{"error": "what was wrong", "error_type": "kind"}`; `/info` has the limits.
+"""
+# Nothing from elsewhere, and no frame around it.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(engine: Engine, observer: Observer, keys: Sequence[str] = ()) -> FastAPI:
+    """Put the application together.
+
+    Args:
+        engine: Answers.
+        observer: Told of each request.
+        keys: API keys, one of which is needed; none: no key is asked for.
+    """
+    app = FastAPI(title="Sentiment at scale", version=_version("sentiment-at-scale"), description=_ABOUT)
+    app.add_middleware(
+        Guard,
+        keys=keys,
+        max_body_bytes=_body_bytes(engine),
+        observer=observer,
+    )
+    _add_handlers(app)
+    for module in (hugging_face, lines, open_inference):
+        app.include_router(module.router(engine))
+    page = files("serve_app").joinpath("page.html").read_text(encoding="utf-8")
+
+    @app.get("/health", tags=["Service"], responses={503: {"description": "Not yet"}})
+    async def health() -> Health:
+        """Say whether the model is loaded and warm."""
+        _ = engine.predictor
+        return Health()
+
+    @app.get("/info", tags=["Service"])
+    async def info() -> Info:
+        """Say what is served, and what a request may hold."""
+        return _info(engine, requires_api_key=bool(keys))
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        """The page to try it."""
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+    return app
+
+
+def _add_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def on_api_error(request: Request, error: ApiError) -> Response:
+        request.state.error_type = error.kind
+        return respond(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        request.state.error_type = "validation"
+        return respond(_explain(error))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        kinds: dict[int, ErrorType] = {404: "not_found", 405: "not_found"}
+        problem = ApiError(error.status_code, kinds.get(error.status_code, "validation"), str(error.detail))
+        request.state.error_type = problem.kind
+        answer = respond(problem)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> Response:
+        # Which error and where, but not its words: they may hold what the user wrote.
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        where = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last is not None else "nowhere"
+        _LOG.error("%s %s: %s at %s", request.method, request.url.path, type(error).__name__, where)
+        request.state.error_type = "internal"
+        return respond(ApiError(500, "internal", "the service failed; its log says where"))
+
+
+def _explain(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong, by its field; never with what stood there."""
+    first: dict[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return invalid("the body is not JSON", 400)
+    place = [part for part in first["loc"] if part != "body"]
+    if place and place[0] == "inputs" and first["type"] != "missing":
+        at = next((str(part) for part in place if isinstance(part, int)), None)
+        return invalid(f"inputs{'' if at is None else '.' + at}: must be a text or a list of texts")
+    return invalid(f"{'.'.join(map(str, place)) or 'body'}: {first['msg']}")
+
+
+def _info(engine: Engine, requires_api_key: bool) -> Info:
+    predictor, settings = engine.predictor, engine.settings
+    limits = Limits(
+        max_texts=settings.max_texts,
+        max_text_chars=settings.max_text_chars,
+        max_tokens=predictor.config.max_length,
+        max_body_bytes=_body_bytes(engine),
+        max_queued_texts=settings.max_queued_texts,
+        request_timeout_s=settings.request_timeout_s,
+    )
+    return Info(
+        name=settings.name,
+        model_id=predictor.model_id,
+        labels=list(LABELS),
+        precision=predictor.precision,
+        device=str(predictor.device),
+        requires_api_key=requires_api_key,
+        limits=limits,
+        versions={"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    )
+
+
+def _body_bytes(engine: Engine) -> int:
+    return int(engine.settings.max_body_mib * 2**20)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
+        return "unknown"

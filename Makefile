@@ -43,8 +43,10 @@ format: $(VENV)/development  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/runtime  ## measure the main job into docs/results; DATA="a.csv b.parquet" ARCHIVE="tweets.jsonl"
+bench: $(VENV)/runtime  ## measure the main job into docs/results; DATA="a.csv b.parquet" ARCHIVE="tweets.jsonl" MODEL=bundle
 	$(BIN)/python benchmarks/main_job.py $(if $(DATA),--data $(DATA)) $(if $(ARCHIVE),--archive $(ARCHIVE))
+	$(if $(and $(MODEL),$(ARCHIVE)),for lane in bilstm size resume; do \
+	$(BIN)/python benchmarks/score.py $$lane --model $(MODEL) --input $(ARCHIVE) || exit; done)
 
 clean:  ## remove the environment, runs and caches
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache *.egg-info

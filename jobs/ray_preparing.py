@@ -26,12 +26,13 @@ import ray
 from jobs.report import kind_of_reason, manifest_head, some_of
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
 from sentiment.corpora.folder import Folder
+from sentiment.corpora.inputs import LOST_LINK
 from sentiment.corpora.labels import NEUTRAL, refuse_scale
 from sentiment.corpora.planning import ReadPlan, SourceFile, plan
 from sentiment.corpora.prepared import TOKENIZER
 from sentiment.corpora.reading import group_files, read
 from sentiment.corpora.sink import FolderSink
-from sentiment.corpora.streams import open_random_access
+from sentiment.corpora.streams import NOT_REGULAR, open_random_access
 from sentiment.errors import DataError
 from sentiment.schema import (
     DESTINATION,
@@ -185,15 +186,16 @@ def _train_texts(rows: ray.data.Dataset, duplicates: Int64Array) -> Iterator[str
 
 @ray.remote(num_cpus=0.25)
 def _sha256(files: tuple[SourceFile, ...]) -> dict[str, Any]:
-    """Checksum of a file as stored, or of a thousand one-review files one after another."""
+    """Checksum of a file as stored, or of a thousand one-review files in a row; null where nothing is stored."""
     digest, size = hashlib.sha256(), 0
-    for file in files:
+    stored = [file for file in files if file.problem not in (LOST_LINK, NOT_REGULAR)]
+    for file in stored:
         with open_random_access(file.root, file.inner, None) as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
                 size += len(piece)
     more = {} if len(files) == 1 else {"files": len(files), "last": files[-1].path}
-    return {"path": files[0].path, **more, "bytes": size, "sha256": digest.hexdigest()}
+    return {"path": files[0].path, **more, "bytes": size, "sha256": digest.hexdigest() if stored else None}
 
 
 def _by_kind(reasons: Counter[str]) -> dict[str, int]:

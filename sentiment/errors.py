@@ -32,6 +32,13 @@ class ResourceError(SentimentError):
 
 
 def brief(error: BaseException) -> str:
-    """What another library's error says, in one short line."""
+    """What another library's error says, in one short line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its message without line breaks, cut to 160 characters; the name of its type if it says nothing.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else text[:119] + "…"
+    return text if len(text) <= 160 else text[:159] + "…"

@@ -75,7 +75,8 @@ class CsvRecords:
         """Parse the lines at hand record by record; the last may reach into the next block."""
         out, at, end = Records(), 0, len(self._raw)
         while at < end:
-            if self._raw[at] in (b"", b"\r"):
+            # Where reading failed between two lines, an empty one stands for what is missing.
+            if self._raw[at] in (b"", b"\r") and self._first + at not in self._trouble:
                 at += 1
                 continue
             value, reason, used = self._record(at)

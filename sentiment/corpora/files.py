@@ -136,7 +136,7 @@ def _array(source: SourceFile, opened: ByteSource) -> Iterator[Records]:
         except UnicodeDecodeError:
             # Lone bad bytes become half surrogate pairs, which reject the rows they are in and no others.
             text = content.decode("utf-8", "surrogateescape")
-        yield from json_array(text)
+        yield from json_array(text, failure)
     else:
         records = Records()
         records.add(1, None, UNREADABLE + (failure or "empty"), b"")

@@ -11,18 +11,20 @@ import fnmatch
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from sentiment.corpora.streams import brief, is_uri, resolve
-from sentiment.errors import DataError
+from sentiment.corpora.streams import NOT_REGULAR, is_uri, resolve
+from sentiment.errors import DataError, brief
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ACCEPTED = "csv, tsv, jsonl, ndjson, json, parquet (each also .gz or .zst), or IMDB's aclImdb/{train,test}/{pos,neg}"
+LOST_LINK = "a symbolic link to what isn't there"
+_PROBLEMS = {pafs.FileType.NotFound: LOST_LINK, pafs.FileType.Unknown: NOT_REGULAR}
 IMDB_FILE = re.compile(r"(?:^|/)(train|test)/(pos|neg)/([^/]+)\.txt$")
 
 
@@ -38,6 +40,7 @@ class Found:
         compression: gzip, zstd or None.
         size_bytes: Size as stored; -1 where the file system doesn't say.
         mtime_ns: Time of the last change, where the file system says.
+        problem: Why it can't be opened, or mustn't be, as far as that is known without trying.
     """
 
     path: str
@@ -47,6 +50,7 @@ class Found:
     compression: str | None
     size_bytes: int
     mtime_ns: int | None
+    problem: str | None = None
 
 
 def classify(inner: str) -> tuple[str, str | None] | None:
@@ -77,7 +81,7 @@ def list_inputs(inputs: Sequence[str]) -> tuple[list[Found], list[str]]:
         The files, sorted by path and each once, and what was passed over, each with its reason.
 
     Raises:
-        DataError: An input isn't there, has an unknown extension, or nothing at all was found.
+        DataError: An input isn't there, isn't a regular file, has an unknown extension, or nothing at all was found.
     """
     found: dict[tuple[str, str], Found] = {}
     skipped: list[str] = []
@@ -117,6 +121,10 @@ def _list_one(given: str, skipped: list[str]) -> Iterator[Found]:
         yield from _walk(fs, info.path, given, root, skipped)
     elif wild:
         yield from _glob(given, root, wild.start(), skipped)
+    elif info is not None and info.type == pafs.FileType.Unknown:
+        raise DataError(f"{given}: {NOT_REGULAR}, but a pipe, socket or device; save to a file what comes out of it")
+    elif not root and Path(inner).is_symlink():
+        raise DataError(f"{given}: {LOST_LINK}")
     else:
         raise DataError(f"{given}: not found{'' if root else f' (looked at {inner})'}")
 
@@ -135,32 +143,53 @@ def _info(fs: pafs.FileSystem, inner: str, given: str) -> pafs.FileInfo:
 
 
 def _children(fs: pafs.FileSystem, inner: str, given: str, recursive: bool) -> list[pafs.FileInfo]:
+    """List a folder; a link that leads nowhere is there as NotFound."""
     try:
         infos = fs.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
+        if isinstance(fs, pafs.LocalFileSystem):
+            folders = [inner, *(info.path for info in infos if recursive and info.type == pafs.FileType.Directory)]
+            infos += [pafs.FileInfo(path, pafs.FileType.NotFound) for path in _lost_links(folders)]
+        return sorted(infos, key=lambda info: info.path)
+    except UnicodeError as error:
+        raise DataError(f"{given}: can't be listed, for a name in it isn't UTF-8 ({brief(error)})") from error
     except OSError as error:
         raise DataError(f"{given}: can't be listed: {brief(error)}") from error
-    return sorted(infos, key=lambda info: info.path)
+
+
+def _lost_links(folders: Iterable[str]) -> Iterator[str]:
+    """Yield the links that lead nowhere, which Arrow leaves out of its listings."""
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            yield from (entry.path for entry in entries if entry.is_symlink() and not Path(entry.path).exists())
 
 
 def _make(info: pafs.FileInfo, path: str, root: str, kind: tuple[str, str | None]) -> Found:
     size = -1 if info.size is None else info.size
-    return Found(path, root, info.path, kind[0], kind[1], size, info.mtime_ns)
+    return Found(path, root, info.path, kind[0], kind[1], size, info.mtime_ns, _PROBLEMS.get(info.type))
+
+
+def _entry(info: pafs.FileInfo, path: str, root: str, skipped: list[str]) -> Iterator[Found]:
+    """Yield what was found beside folders, if it is to be read; else it goes to `skipped`."""
+    kind = classify(info.path)
+    if kind is None and info.type == pafs.FileType.NotFound:
+        kind = ("jsonl", None)  # Whatever it is called, it may have led to a folder: what was in there is missing.
+    if kind is None:
+        skipped.append(f"{path}: {_PROBLEMS.get(info.type, 'unknown extension')}")
+    else:
+        yield _make(info, path, root, kind)
 
 
 def _walk(fs: pafs.FileSystem, base: str, given: str, root: str, skipped: list[str]) -> Iterator[Found]:
     """Yield the files below a folder, sorted; hidden and unknown ones go to `skipped`."""
     for info in _children(fs, base, given, recursive=True):
-        if info.type != pafs.FileType.File:
+        if info.type == pafs.FileType.Directory:
             continue
         relative = info.path[len(base) :].lstrip("/")
         path = _join(given, relative)
-        kind = classify(info.path)
         if any(part[0] in "._" for part in relative.split("/") if part):
             skipped.append(f"{path}: hidden")
-        elif kind is None:
-            skipped.append(f"{path}: unknown extension")
         else:
-            yield _make(info, path, root, kind)
+            yield from _entry(info, path, root, skipped)
 
 
 def _join(given: str, relative: str) -> str:
@@ -176,21 +205,21 @@ def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[F
     base, parts = given[:cut] or ".", [part for part in given[cut:].split("/") if part]
     fs, base_inner = _at(base, base if root else "")
     level = [_info(fs, base_inner, given)]
+    lost: dict[str, pafs.FileInfo] = {}
     for part in parts:
         folders = [info for info in level if info.type == pafs.FileType.Directory]
         level = list(folders) if part == "**" else []
         for folder in folders:
             infos = _children(fs, folder.path, given, recursive=part == "**")
             level += [info for info in infos if _matches_below(info.path, folder.path, part)]
-    for info in level:
+        # A link that leads nowhere may have led to a folder that the pattern goes on in.
+        lost |= {info.path: info for info in level if info.type == pafs.FileType.NotFound and not classify(info.path)}
+    for info in (lost | {info.path: info for info in level}).values():
         path = _join(given[:cut], info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
-        kind = classify(info.path)
-        if info.type == pafs.FileType.Directory and parts[-1] != "**":
+        if info.type != pafs.FileType.Directory:
+            yield from _entry(info, path, base if root else "", skipped)
+        elif parts[-1] != "**":
             yield from _walk(fs, info.path, path, base if root else "", skipped)
-        elif info.type == pafs.FileType.File and kind is None:
-            skipped.append(f"{path}: unknown extension")
-        elif info.type == pafs.FileType.File and kind is not None:
-            yield _make(info, path, base if root else "", kind)
 
 
 def _matches_below(path: str, folder: str, pattern: str) -> bool:

@@ -61,25 +61,65 @@ def json_object(raw: bytes, encoding: str) -> tuple[dict[str, Any] | None, str |
     return (value, None) if isinstance(value, dict) else (None, f"{a_kind(value)}, not a JSON object")
 
 
-def json_array(text: str, first_line: int = 1) -> Iterator[Records]:
+def is_array(head: bytes) -> bool:
+    """Tell a whole-file array from JSON lines the first of which is a list too, or broken behind its `[`.
+
+    Args:
+        head: The first bytes of a file: whole lines, if it has any that short.
+
+    Returns:
+        Whether it is an array.
+    """
+    lines = [line for line in head.split(b"\n") if line.strip()]
+    if not lines or not lines[0].lstrip().startswith(b"["):
+        return False
+    # Nothing follows the end of an array; and where the first line is no JSON, lines that are some can still be had.
+    return _may_go_on(_lenient(lines[0])) or not any(_is_json(_lenient(line)) for line in lines[1:])
+
+
+def _lenient(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace").rstrip()
+
+
+def _may_go_on(line: str) -> bool:
+    """Whether what begins with this line may become JSON: it can be parsed to its end, where something is missing."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def json_array(text: str, failure: str | None = None) -> Iterator[Records]:
     """Walk a whole-file JSON array of objects.
 
     Args:
         text: The file, beginning with `[`.
-        first_line: Number of its first line.
+        failure: Why the file couldn't be read to its end, or holds damage somewhere, if so.
 
     Yields:
         One record per element; where the array breaks off, one rejected record stands for the rest.
     """
     decoder, space, at = json.JSONDecoder(), re.compile(r"[\s,]*"), text.index("[") + 1
-    out, line, counted = Records(), first_line, 0
+    out, line, counted = Records(), 1, 0
     while (at := _end(space, text, at)) < len(text) and text[at] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             said = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep or too long a number"
-            out.add(line, None, f"{UNREADABLE}not valid JSON ({said})", _bytes(text[at : at + KEEP_BYTES]))
+            problem = failure or f"not valid JSON ({said})"
+            out.add(line, None, UNREADABLE + problem, _bytes(text[at : at + KEEP_BYTES]))
             break
         reason = None if isinstance(value, dict) else f"{a_kind(value)}, not a JSON object"
         out.add(line, value, reason, _bytes(text[at : min(end, at + KEEP_BYTES)]))
@@ -88,8 +128,8 @@ def json_array(text: str, first_line: int = 1) -> Iterator[Records]:
             yield out
             out = Records()
     else:
-        if at >= len(text):
-            out.add(line, None, f"{UNREADABLE}the array isn't closed", b"")
+        if failure is not None or at >= len(text):
+            out.add(line, None, UNREADABLE + (failure or "the array isn't closed"), b"")
         elif rest := text[at + 1 :].strip():
             out.add(line, None, f"{UNREADABLE}something follows the end of the array", _bytes(rest[:KEEP_BYTES]))
     yield out

@@ -18,9 +18,9 @@ from sentiment.corpora.columns import json_text
 from sentiment.corpora.lines import undecodable
 from sentiment.corpora.pieces import BYTES_PER_PIECE, Piece
 from sentiment.corpora.planning import ReadPlan, SourceFile
-from sentiment.corpora.streams import UnreadableError, brief, open_random_access, refuse_unreachable
+from sentiment.corpora.streams import UnreadableError, open_random_access, refuse_unreachable
 from sentiment.corpora.tables import Rows, column_array, finish, judge_rows, unreadable
-from sentiment.errors import DataError
+from sentiment.errors import DataError, brief
 from sentiment.schema import RAW_LIMIT
 
 

@@ -17,17 +17,16 @@ from sentiment.corpora import imdb, sentiment140
 from sentiment.corpora.columns import Head, head_of_objects, head_of_schema, unique_names
 from sentiment.corpora.delimited import CsvRecords
 from sentiment.corpora.inputs import Found
-from sentiment.corpora.json_records import json_array, json_lines
+from sentiment.corpora.json_records import is_array, json_array, json_lines
 from sentiment.corpora.lines import MAX_LINE_BYTES, iter_lines, undecodable
 from sentiment.corpora.streams import (
     ByteSource,
     UnreachableError,
     UnreadableError,
-    brief,
     open_random_access,
     refuse_unreachable,
 )
-from sentiment.errors import DataError
+from sentiment.errors import DataError, brief
 
 _SAMPLE_BYTES = 1 << 18
 _SAMPLE_RECORDS = 1000
@@ -60,9 +59,11 @@ def sniff(item: Found, encoding: str) -> Sniffed:
     Raises:
         DataError: The user must act: UTF-16, or a header that doesn't decode.
     """
-    if item.format == "txt":
+    if item.format == "txt" and item.problem is None:
         return Sniffed("txt", "imdb", "utf-8" if encoding == "auto" else encoding, head=imdb.head())
     try:
+        if item.problem is not None:
+            raise UnreadableError(item.problem)
         if item.format == "parquet":
             return _sniff_parquet(item)
         sample, bom, complete = _sample(item)
@@ -113,7 +114,7 @@ def _sample(item: Found) -> tuple[bytes, bool, bool]:
 
 def _sniff_json(sample: bytes, encoding: str, complete: bool) -> Sniffed:
     """Tell lines from an array and take the types of a sample."""
-    if sample.lstrip().startswith(b"["):
+    if is_array(sample):
         batches = json_array(sample.decode("latin-1" if encoding == "latin-1" else "utf-8", "replace"))
         form = "json"
     else:

@@ -213,6 +213,41 @@ def test_whole_file_json_array(tmp_path: Path) -> None:
     assert reasons(unclosed) == {1: "file can't be read on: the array isn't closed"}
 
 
+@pytest.mark.parametrize("first", ['["a", "b"]', "[]", '[{"text": "inner"}]', "[link] and no JSON", '["torn'])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_json_lines_whose_first_line_begins_like_an_array(tmp_path: Path, name: str, first: str) -> None:
+    content = f'{first}\r\n\n{{"text": "one"}}\n[3]\n{{"text": "two"}}\n'.encode()
+    read_plan = plan([write(tmp_path, name, gzip.compress(content) if name.endswith(".gz") else content)])
+    assert texts(read_plan) == [None, "one", None, "two"]
+    said = reasons(read_plan)
+    assert said[4] == "a list, not a JSON object"
+    assert str(said[1]).startswith("not valid JSON" if first.startswith(("[link", '["torn')) else said[4])
+    assert rows(read_plan)[0]["raw"] == f"{first}\r"
+
+
+ITEMS = [{"text": "a", "tags": ["x", {"y": []}]}, {"text": "b", "tags": []}, {"text": "c"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ITEMS),
+        json.dumps(ITEMS) + "\n",
+        json.dumps(ITEMS, indent=2) + "\n",
+        json.dumps(ITEMS, indent=2).replace("\n", "\r\n"),
+        "\n\n[\n" + ",\n".join(map(json.dumps, ITEMS)) + "\n]\n",
+        "[" + "\n,".join(map(json.dumps, ITEMS)) + "]",
+        '[{"text": "a"}, {"text": "b"},\n{"text": "c"}\n]',
+        '[{"text":\n"a"}, {"text": "b"}, {"text":\n"c"}]',
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_whole_file_json_array_in_any_layout(tmp_path: Path, name: str, content: str) -> None:
+    read_plan = plan([write(tmp_path, name, content.encode())])
+    assert read_plan.files[0].format == "json"
+    assert texts(read_plan) == ["a", "b", "c"]
+
+
 def test_truncated_gzip_keeps_every_readable_row(tmp_path: Path) -> None:
     content = b"".join(b'{"text": "tweet %d %d"}\n' % (n, n * 7919 % 100_003) for n in range(60_000))
     packed = gzip.compress(content)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip's own progress is shown only where somebody watches.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test test-unit lint format bench clean
+.PHONY: help setup demo serve test test-unit lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +26,12 @@ setup: $(VENV)/development  ## create .venv with everything for work on the code
 
 demo: $(VENV)/runtime  ## the main job from end to end; DATA=file.csv for your own Sentiment140 file
 	@$(BIN)/python jobs/demo.py $(if $(DATA),--data '$(DATA)')
+
+serve: $(VENV)/runtime  ## serve over HTTP until Ctrl-C; MODEL=bundle (or else the demo's, trained if need be), PORT=8000
+ifeq ($(MODEL),)
+	@test -f runs/demo/model/bundle/MANIFEST.json || $(BIN)/python jobs/demo.py
+endif
+	@$(BIN)/python -m serve_app --model $(or $(MODEL),runs/demo/model/bundle) $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/development  ## all tests: unit tier, then the tiers on a local Ray
 	$(BIN)/python -m pytest tests/unit

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import sys
 from typing import Any
 
 from sentiment.cli import Job
-from sentiment.errors import ResourceError
 from sentiment.settings import RaySettings, ServeSettings
 
 _ABOUT = """Serve a model over HTTP until Ctrl-C.
@@ -25,22 +24,14 @@ serve deploy cluster/serve.yaml
 def run(settings: ServeSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Serve until interrupted."""
     from sentiment.session import ray_session
-    from serve_app.foreground import serve_until_interrupted
+    from serve_app.foreground import check, serve_until_interrupted
 
-    _refuse_taken(settings.host, settings.port)
+    check(settings)
+    # Else Ctrl-C takes 30 s behind HAProxy: so long a replica waits for load balancers to forget it.
+    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     with ray_session(ray_settings):
         serve_until_interrupted(settings)
     return {"stopped": True}
-
-
-def _refuse_taken(host: str, port: int) -> None:
-    """Find out before Ray starts; its own error comes late and long."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ResourceError(f"can't listen at {host}:{port} ({error.strerror}): try another --port") from None
 
 
 JOB = Job(

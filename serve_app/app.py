@@ -1,7 +1,6 @@
 """What Ray Serve imports: `serve deploy cluster/serve.yaml`, or `serve run serve_app.app:build model=BUNDLE`."""
 
-from __future__ import annotations
-
+# Without postponed annotations: Ray Serve looks at the builder's to learn the type of its arguments.
 from ray import serve
 
 from sentiment.config import load

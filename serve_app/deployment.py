@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,13 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from sentiment.devices import limit_threads
-from sentiment.errors import ConfigError
+from sentiment.errors import ConfigError, SentimentError
 from sentiment.settings import ServeSettings
 from serve_app.engine import Engine
 from serve_app.metrics import ServeMeter
 from serve_app.web import create_app
 
+_LOG = logging.getLogger("ray.serve")
 # Replicas are looked after more often than by default (10 s, 30 s): one that is stuck is replaced within 15 s.
 _HEALTH_CHECK_PERIOD_S, _HEALTH_CHECK_TIMEOUT_S = 5.0, 10.0
 
@@ -46,18 +48,20 @@ class _Service:
             user_config: `model`, the bundle's path.
 
         Raises:
-            BundleError: It can't be used; the one before stays in service.
+            BundleError: It can't be used, and there is none that could stay in service.
             ConfigError: There is something else in it.
         """
         if set(user_config) != {"model"}:
             raise ConfigError(f"user_config holds `model`, the path of a bundle; got {sorted(map(str, user_config))}")
         if user_config["model"] != self._model:
-            await self._engine.load(user_config["model"])
-            self._model = user_config["model"]
-
-    async def shut_down(self) -> None:
-        """Stop."""
-        await self._engine.close()
+            try:
+                await self._engine.load(user_config["model"])
+                self._model = user_config["model"]
+            except SentimentError as error:
+                if self._model is None:
+                    raise
+                # Raised, it would make Ray end this replica, and in time all of them: an outage for a typing mistake.
+                _LOG.error("%s stays in service: %s", self._model, error)
 
 
 def application(settings: ServeSettings) -> serve.Application:
@@ -76,8 +80,6 @@ def application(settings: ServeSettings) -> serve.Application:
             target_ongoing_requests=settings.target_ongoing_requests,
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,
-            metrics_interval_s=1.0,
-            look_back_period_s=max(2.0, min(30.0, settings.upscale_delay_s)),
         ),
         # The engine's own queue is shorter, and its answer says more; this is for a replica that no longer answers.
         max_ongoing_requests=settings.max_ongoing_requests,

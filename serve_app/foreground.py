@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -17,8 +18,8 @@ from sentiment.settings import ServeSettings
 from serve_app.deployment import api_keys, application
 
 
-def serve_until_interrupted(settings: ServeSettings) -> None:
-    """Serve on the Ray that is connected, until SIGINT or SIGTERM.
+def check(settings: ServeSettings) -> None:
+    """Find out what can't be served before Ray starts, which takes seconds.
 
     Args:
         settings: Section serve.
@@ -26,10 +27,28 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
     Raises:
         BundleError: The model can't be used.
         ConfigError: The API keys can't be read.
-        ResourceError: Ray Serve couldn't bring it up.
+        ResourceError: Another program listens at the port.
     """
     Bundle.open(settings.model)
-    keys = api_keys(settings)
+    api_keys(settings)
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise ResourceError(f"can't listen at {where} ({error.strerror}): try another --port") from None
+
+
+def serve_until_interrupted(settings: ServeSettings) -> None:
+    """Serve on the Ray that is connected, until SIGINT or SIGTERM.
+
+    Args:
+        settings: Section serve, checked.
+
+    Raises:
+        ResourceError: Ray Serve couldn't bring it up.
+    """
     # A replica may run in another folder, or on another node.
     absolute = settings.model_copy(update={"model": str(Path(settings.model).absolute())})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -45,7 +64,7 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
             raise ResourceError(f"the service didn't come up: {' '.join(str(error).split())[:500]}") from error
         url = f"http://{settings.host}:{settings.port}"
         _say(f"serving at {url}: a page to try it; {url}/docs describes the endpoints; Ctrl-C ends it")
-        if settings.host not in ("127.0.0.1", "localhost", "::1") and not keys:
+        if settings.host not in ("127.0.0.1", "localhost", "::1") and not api_keys(settings):
             _say("everybody who reaches this address can use it: --api-keys-file asks for keys")
         stopped.wait()
         _say("stopping")

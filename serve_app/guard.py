@@ -96,7 +96,7 @@ class Guard:
 
     def _is_known(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip().encode() if scheme.lower() == "bearer" else b""
+        given = token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes that came
         # All are compared, each in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(given, key) for key in self._encoded]
         return any(matches)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sentiment.schema import NEGATIVE, POSITIVE
+from sentiment.schema import LABELS, POSITIVE
 
 Activation = Literal["sigmoid", "softmax", "none"]
 
@@ -54,7 +54,7 @@ class PredictRequest(BaseModel):
 class LabelScore(BaseModel):
     """A label and how much it fits."""
 
-    label: str = Field(description="label", examples=[POSITIVE])
+    label: str = Field(description="label", examples=[LABELS[POSITIVE]])
     score: float = Field(description="its probability, unless another function was asked for", examples=[0.98])
 
 
@@ -70,7 +70,7 @@ class ScoredLine(BaseModel):
 
     line: int = Field(description="number of the line that it answers, from 1", examples=[1])
     id: str | int | None = Field(None, description="as it came in", examples=["tweet-1"])
-    label: str = Field(description="likelier label", examples=[POSITIVE])
+    label: str = Field(description="likelier label", examples=[LABELS[POSITIVE]])
     score: float = Field(description="its probability", examples=[0.98])
     p_positive: float = Field(description="probability of the positive label", examples=[0.98])
 
@@ -91,7 +91,7 @@ class Info(BaseModel):
 
     name: str = Field(description="of the model in /v2", examples=["sentiment"])
     model_id: str = Field(description="which bundle it is", examples=["tweets-0a1b2c3d4e5f"])
-    labels: list[str] = Field(description="in the order of their numbers", examples=[[NEGATIVE, POSITIVE]])
+    labels: list[str] = Field(description="in the order of their numbers", examples=[list(LABELS)])
     precision: str = Field(description="number format of the forward pass", examples=["bf16"])
     device: str = Field(description="what it runs on", examples=["cpu"])
     requires_api_key: bool = Field(description="whether requests need `Authorization: Bearer KEY`", examples=[False])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -44,7 +45,14 @@ def create_app(engine: Engine, observer: Observer, keys: Sequence[str] = ()) -> 
         observer: Told of each request.
         keys: API keys, one of which is needed; none: no key is asked for.
     """
-    app = FastAPI(title="Sentiment at scale", version=_version("sentiment-at-scale"), description=_ABOUT)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.close()
+
+    version = _version("sentiment-at-scale")
+    app = FastAPI(title="Sentiment at scale", version=version, description=_ABOUT, lifespan=lifespan)
     app.add_middleware(
         Guard,
         keys=keys,
@@ -109,12 +117,14 @@ def _add_handlers(app: FastAPI) -> None:
 
 def _explain(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong, by its field; never with what stood there."""
-    first: dict[str, Any] = error.errors()[0]
+    problems: list[dict[str, Any]] = list(error.errors())
+    first = problems[0]
     if first["type"] == "json_invalid":
         return invalid("the body is not JSON", 400)
     place = [part for part in first["loc"] if part != "body"]
     if place and place[0] == "inputs" and first["type"] != "missing":
-        at = next((str(part) for part in place if isinstance(part, int)), None)
+        # One problem for each form that it might have been; that of a list knows which text it is.
+        at = next((str(part) for problem in problems for part in problem["loc"][2:] if isinstance(part, int)), None)
         return invalid(f"inputs{'' if at is None else '.' + at}: must be a text or a list of texts")
     return invalid(f"{'.'.join(map(str, place)) or 'body'}: {first['msg']}")
 

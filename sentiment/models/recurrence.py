@@ -101,8 +101,9 @@ def run_direction(rnn: nn.RNNBase, layer: int, direction: str, x_TBE: Tensor) ->
 
 def _last(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
     """Each row's output at its last token."""
-    last_1B1 = (lengths_B - 1)[None, :, None].to(torch.int64)
-    return out_TBH.gather(0, last_1B1.expand(1, -1, out_TBH.shape[2]))[0]
+    num_rows = len(lengths_B)
+    last_B = (lengths_B - 1) * num_rows + torch.arange(num_rows, device=lengths_B.device)
+    return out_TBH.flatten(0, 1).index_select(0, last_B)
 
 
 def _maximum(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:

@@ -1,0 +1,145 @@
+"""Dynamic batching: real batches under load, no wait without it, fairness, limits, models that change."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from serve_app.batcher import Batcher, BatchFacts, QueueFullError
+
+
+class Model:
+    """Answers with each row's first number; can be made to wait."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def logits(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        self.batches.append(len(ids))
+        assert self.go.wait(20)
+        return np.array([row[0] for row in ids], dtype=np.float32)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def run(work: Callable[[Batcher, Model, list[BatchFacts]], Coroutine[None, None, None]], **limits: int) -> None:
+    async def main() -> None:
+        facts: list[BatchFacts] = []
+        batcher = Batcher(limits.get("max_tokens", 100), limits.get("max_texts", 1000), facts.append)
+        await work(batcher, Model(), facts)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_what_comes_while_the_model_is_busy_is_one_batch() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        model.go.clear()
+        first = asyncio.create_task(batcher.run(model, [[7]]))
+        await until(lambda: model.batches == [1])
+        others = [asyncio.create_task(batcher.run(model, [[number, 1]])) for number in range(30)]
+        await until(lambda: batcher.waiting == 31)
+        model.go.set()
+        assert (await first).tolist() == [7]
+        assert [answer.tolist() for answer in await asyncio.gather(*others)] == [[number] for number in range(30)]
+        assert model.batches == [1, 30]
+        assert [fact.tokens for fact in facts] == [1, 60]
+
+    run(work)
+
+
+def test_a_batch_holds_the_budget_of_tokens() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        model.go.clear()
+        tasks = [asyncio.create_task(batcher.run(model, [[number] * 30])) for number in range(10)]
+        tasks.append(asyncio.create_task(batcher.run(model, [[99] * 500])))  # More than a batch, alone.
+        await until(lambda: batcher.waiting == 11)
+        model.go.set()
+        await asyncio.gather(*tasks)
+        assert all(fact.tokens <= 100 or fact.texts == 1 for fact in facts)
+        assert sum(fact.texts for fact in facts) == 11
+
+    run(work)
+
+
+def test_a_large_request_lets_others_in() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        large = asyncio.create_task(batcher.run(model, [[number] * 50 for number in range(40)]))
+        await until(lambda: len(facts) >= 1)
+        small = asyncio.create_task(batcher.run(model, [[5]]))
+        assert (await small).tolist() == [5]
+        assert not large.done()
+        assert (await large).tolist() == list(range(40))
+
+    run(work)
+
+
+def test_a_full_queue_refuses_and_recovers() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        model.go.clear()
+        tasks = [asyncio.create_task(batcher.run(model, [[1], [2]])) for _ in range(5)]
+        await until(lambda: batcher.waiting == 10)
+        with pytest.raises(QueueFullError):
+            await batcher.run(model, [[3]])
+        model.go.set()
+        await asyncio.gather(*tasks)
+        # One request alone may hold more than may wait: it has to be answered some time.
+        assert (await batcher.run(model, [[4]] * 20)).tolist() == [4] * 20
+        assert batcher.waiting == 0
+
+    run(work, max_texts=10)
+
+
+def test_those_who_have_gone_are_left_out() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        model.go.clear()
+        first = asyncio.create_task(batcher.run(model, [[1]]))
+        await until(lambda: model.batches == [1])
+        gone = asyncio.create_task(batcher.run(model, [[2]]))
+        stays = asyncio.create_task(batcher.run(model, [[3]]))
+        await until(lambda: batcher.waiting == 3)
+        gone.cancel()
+        await asyncio.wait([gone])
+        model.go.set()
+        assert [(await first).tolist(), (await stays).tolist()] == [[1], [3]]
+        assert model.batches == [1, 1]
+        assert batcher.waiting == 0
+
+    run(work)
+
+
+def test_a_batch_is_of_one_model() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        after = Model()
+        model.go.clear()
+        tasks = [asyncio.create_task(batcher.run(which, [[1]])) for which in (model, model, after, after, after)]
+        await until(lambda: batcher.waiting == 5)
+        model.go.set()
+        await asyncio.gather(*tasks)
+        assert (sum(model.batches), after.batches) == (2, [3])
+
+    run(work)
+
+
+def test_a_failing_batch_fails_its_own_requests_only() -> None:
+    class Fails(Model):
+        def logits(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+            raise ValueError("broken")
+
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        with pytest.raises(ValueError, match="broken"):
+            await batcher.run(Fails(), [[1]])
+        assert (await batcher.run(model, [[2]])).tolist() == [2]
+
+    run(work)

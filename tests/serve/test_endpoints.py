@@ -1,0 +1,239 @@
+"""What clients send and get: Hugging Face's form, the Open Inference Protocol, errors, keys, limits."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from served import Notes, Served, serve_app
+
+from sentiment.predictor import Predictor
+from sentiment.schema import LABELS
+from sentiment.settings import ServeSettings
+from serve_app.engine import Engine
+from serve_app.web import create_app
+
+NEGATIVE, POSITIVE = LABELS
+TEXTS = ["what a lovely day", "my train is late again", "", "😀" * 20]
+
+
+def test_one_text_is_answered_like_a_batch_of_one(served: Served, predictor: Predictor) -> None:
+    (expected,) = predictor.predict([TEXTS[0]])
+    for inputs in (TEXTS[0], [TEXTS[0]]):
+        answer = served.client.post("/predict", json={"inputs": inputs})
+        assert answer.status_code == 200
+        ((best, other),) = answer.json()
+        assert (best["label"], best["score"]) == (expected.label, pytest.approx(expected.score, abs=1e-2))
+        assert best["score"] + other["score"] == pytest.approx(1)
+        assert {best["label"], other["label"]} == {POSITIVE, NEGATIVE}
+
+
+def test_texts_come_back_in_order(served: Served, predictor: Predictor) -> None:
+    answer = served.client.post("/predict", json={"inputs": TEXTS, "parameters": {"top_k": 1}}).json()
+    expected = predictor.predict(TEXTS)
+    assert [[label["label"] for label in labels] for labels in answer] == [[one.label] for one in expected]
+    assert [labels[0]["score"] for labels in answer] == pytest.approx([one.score for one in expected], abs=1e-2)
+
+
+def test_the_base_address_is_an_endpoint_too(served: Served) -> None:
+    body = {"inputs": TEXTS[0]}
+    assert served.client.post("/", json=body).json() == served.client.post("/predict", json=body).json()
+    assert served.client.post("/predict", json={"inputs": []}).json() == []
+
+
+def test_functions_agree(served: Served) -> None:
+    def ask(function: str) -> dict[str, float]:
+        body = {"inputs": TEXTS[0], "parameters": {"function_to_apply": function}}
+        return {label["label"]: label["score"] for label in served.client.post("/predict", json=body).json()[0]}
+
+    softmax, logits = ask("softmax"), ask("none")
+    assert ask("sigmoid") == softmax
+    assert logits[POSITIVE] == -logits[NEGATIVE]
+    assert softmax[POSITIVE] == pytest.approx(1 / (1 + math.exp(logits[NEGATIVE] - logits[POSITIVE])))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("{", 400, "the body is not JSON"),
+        ('{"inputs": 3}', 422, "inputs: must be a text or a list of texts"),
+        ('{"inputs": ["a", ["b", "c"]]}', 422, "inputs.1: must be a text or a list of texts"),
+        ('{"input": "a"}', 422, "inputs: Field required"),
+        ('{"inputs": "a", "parameters": {"topk": 1}}', 422, "parameters.topk: Extra inputs are not permitted"),
+        ('{"inputs": "a", "parameters": {"top_k": 0}}', 422, "parameters.top_k: "),
+        ('{"inputs": "a", "parameters": {"function_to_apply": "relu"}}', 422, "parameters.function_to_apply: "),
+        (json.dumps({"inputs": "secret " * 30}), 413, "inputs: at most 200 characters, got 210"),
+        (json.dumps({"inputs": ["a", "b" * 201]}), 413, "inputs.1: at most 200 characters, got 201"),
+        (json.dumps({"inputs": ["a"] * 9}), 413, "inputs: at most 8 texts, got 9"),
+        (json.dumps({"inputs": "a b " * 20, "parameters": {"truncation": False}}), 413, "the model reads 32 tokens"),
+        (json.dumps({"inputs": ["a"] * 3000}), 413, "the body has more than 10485 bytes"),
+    ],
+)
+def test_mistakes_are_told(served: Served, body: str, status: int, words: str) -> None:
+    answer = served.client.post("/predict", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error", "error_type"}
+    assert words in answer.json()["error"]
+    assert answer.json()["error_type"] == "validation"
+    assert "secret" not in answer.text
+    assert served.notes.answers[-1][1:] == (status, "validation")
+
+
+def test_a_body_of_unknown_length_is_bounded_too(served: Served) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"inputs": "'
+        for _ in range(100):
+            yield b"a" * 1000
+        yield b'"}'
+
+    answer = served.client.post("/predict", content=chunks(), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "validation")
+
+
+def test_other_paths_and_methods(served: Served) -> None:
+    for answer, status in ((served.client.get("/nothing"), 404), (served.client.delete("/predict"), 405)):
+        assert (answer.status_code, answer.json()["error_type"]) == (status, "not_found")
+
+
+def test_nothing_is_answered_before_the_model_is_there(bundle: Path) -> None:
+    notes = Notes()
+    engine = Engine(ServeSettings(model=str(bundle)), notes)
+    with TestClient(create_app(engine, notes)) as client:
+        for path in ("/health", "/v2/health/ready", "/info"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["error_type"]) == (503, "unhealthy")
+            assert int(answer.headers["Retry-After"]) >= 1
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.post("/predict", json={"inputs": "a"}).status_code == 503
+        assert client.post("/score", content=b'"a"\n').status_code == 503
+
+
+def test_a_bug_is_a_500_without_the_text(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(ids: object) -> None:
+        raise RuntimeError("secret")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.engine.predictor, "logits", fail)
+        answer = served.client.post("/predict", json={"inputs": "secret"})
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+    assert "secret" not in answer.text + caplog.text
+    assert "RuntimeError at" in caplog.text
+    assert served.client.post("/predict", json={"inputs": "a"}).status_code == 200
+
+
+def test_info_says_what_may_be_sent(served: Served, predictor: Predictor) -> None:
+    info = served.client.get("/info").json()
+    assert info["model_id"] == predictor.model_id
+    assert info["labels"] == [NEGATIVE, POSITIVE]
+    assert info["limits"]["max_texts"] == 8
+    assert info["limits"]["max_tokens"] == 32
+    assert info["requires_api_key"] is False
+    assert info["versions"]["ray"]
+
+
+def test_every_field_has_an_example(served: Served) -> None:
+    document = served.client.get("/openapi.json").json()
+    ours = {name: schema for name, schema in document["components"]["schemas"].items() if "ValidationError" not in name}
+    missing = [
+        f"{name}.{field}"
+        for name, schema in ours.items()
+        for field, facts in schema.get("properties", {}).items()
+        if not facts.get("examples") and "$ref" not in str(facts)
+    ]
+    assert missing == []
+
+
+# --- API keys -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locked(bundle: Path) -> Iterator[Served]:
+    yield from serve_app(bundle, "first-key", "zweiter-schlüssel")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/score", "/", "/v2/models/sentiment/infer"])
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic first-key", "Bearer first-key2"])
+def test_wrong_keys_are_refused(locked: Served, path: str, header: str | None) -> None:
+    answer = locked.client.post(path, headers={"Authorization": header} if header else {}, json={"inputs": "a"})
+    assert (answer.status_code, answer.json()["error_type"]) == (401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert "first-key" not in answer.text
+
+
+def test_right_keys_open(locked: Served) -> None:
+    for key in ("first-key", "zweiter-schlüssel"):
+        header = f"Bearer {key}".encode()
+        answer = locked.client.post("/predict", headers={b"Authorization": header}, json={"inputs": "a"})
+        assert answer.status_code == 200
+    for path in ("/health", "/v2/health/ready", "/", "/openapi.json"):
+        assert locked.client.get(path).status_code == 200
+    assert locked.client.get("/info").status_code == 401
+
+
+# --- Open Inference Protocol ----------------------------------------------------------------------------------------
+
+
+def infer(served: Served, tensor: dict[str, object], **more: object) -> dict[str, object]:
+    answer = served.client.post("/v2/models/sentiment/infer", json={"inputs": [tensor], **more})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_infer_in_plain_json(served: Served, predictor: Predictor) -> None:
+    tensor = {"name": "text", "shape": [4, 1], "datatype": "BYTES", "data": [[text] for text in TEXTS]}
+    said = infer(served, tensor, id="7")
+    assert (said["model_name"], said["model_version"], said["id"]) == ("sentiment", predictor.model_id, "7")
+    outputs = {output["name"]: output for output in said["outputs"]}  # type: ignore[attr-defined]
+    assert outputs["label"]["data"] == [one.label for one in predictor.predict(TEXTS)]
+    assert outputs["p_positive"]["data"] == pytest.approx(
+        [one.p_positive for one in predictor.predict(TEXTS)], abs=1e-2
+    )
+    assert {output["shape"][0] for output in outputs.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        ({"name": "words", "shape": [1], "datatype": "BYTES", "data": ["a"]}, "the input is called text"),
+        ({"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a"]}, "inputs.0.shape: there are 1 texts"),
+        ({"name": "text", "shape": [1], "datatype": "FP32", "data": [1.0]}, "inputs.0.datatype"),
+        ({"name": "text", "shape": [1], "datatype": "BYTES", "data": [1]}, "inputs.0.data: must be texts"),
+        ({"name": "text", "shape": [1], "datatype": "BYTES"}, "inputs.0.data: must be texts"),
+    ],
+)
+def test_infer_mistakes(served: Served, tensor: dict[str, object], words: str) -> None:
+    answer = served.client.post("/v2/models/sentiment/infer", json={"inputs": [tensor]})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert words in answer.json()["error"]
+
+
+@pytest.mark.parametrize("behind", [struct.pack("<I", 9) + b"short", b"\x01\x00", struct.pack("<I", 1) + b"\xff"])
+def test_damaged_binary_tensors(served: Served, behind: bytes) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(behind)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = served.client.post("/v2/models/sentiment/infer", content=head + behind, headers=headers)
+    assert answer.status_code in {400, 422}
+    assert answer.json()["error"].startswith("inputs.0: ")
+    for length in ("x", str(len(head) + 100)):
+        headers = {"Inference-Header-Content-Length": length}
+        answer = served.client.post("/v2/models/sentiment/infer", content=head, headers=headers)
+        assert answer.status_code == 400
+
+
+def test_models_are_described(served: Served, predictor: Predictor) -> None:
+    assert served.client.get("/v2").json()["name"] == "sentiment-at-scale"
+    assert served.client.get("/v2/models/sentiment").json()["versions"] == [predictor.model_id]
+    assert served.client.get("/v2/models/sentiment/ready").json()["ready"] is True
+    for path in ("/v2/models/other", "/v2/models/other/ready"):
+        assert served.client.get(path).json() == {
+            "error": "no such model; there is sentiment",
+            "error_type": "not_found",
+        }

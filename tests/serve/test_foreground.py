@@ -1,0 +1,105 @@
+"""`python -m serve_app`: from the command line to Ctrl-C, behind Ray's own proxy and behind HAProxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from served import free_port
+
+from sentiment.predictor import Predictor
+
+ROOT = Path(__file__).parents[2]
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+
+
+@contextmanager
+def started(*flags: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "serve_app", *map(str, flags)]
+    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**clean, "RAY_AUTH_MODE": "disabled", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("environment", [{}, HAPROXY], ids=["python-proxy", "haproxy"])
+def test_from_start_to_interrupt(
+    bundle: Path, predictor: Predictor, environment: dict[str, str], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("some-key\n")
+    port = free_port()
+    url, headers = f"http://127.0.0.1:{port}", {"Authorization": "Bearer some-key"}
+    flags = ("--model", bundle, "--port", port, "--max-replicas", 1, "--api-keys-file", keys, "--num-cpus", 2)
+    with started(*flags, **environment) as process:
+        wait_until_healthy(url, process)
+        (one,) = predictor.predict(["what a lovely day"])
+        answer = httpx.post(f"{url}/predict", json={"inputs": "what a lovely day"}, headers=headers)
+        assert answer.json()[0][0]["score"] == pytest.approx(one.score, abs=1e-2)
+        assert len(answer.headers.get_list("x-request-id")) == 1
+        assert httpx.post(f"{url}/predict", json={"inputs": "a"}).status_code == 401
+        assert "<textarea" in httpx.get(url).text
+        lines = httpx.post(f"{url}/score", content=b'"lovely"\n' * 30_000, headers=headers, timeout=60).text
+        assert [json.loads(line)["line"] for line in lines.splitlines()] == list(range(1, 30_001))
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout) == {"stopped": True}
+    assert f"serving at {url}" in stderr
+    assert "some-key" not in stderr
+    assert "Traceback" not in stderr
+
+
+def test_mistakes_are_told_before_ray_starts(bundle: Path, tmp_path: Path) -> None:
+    for flags, words in (
+        (("--model", tmp_path), "MANIFEST.json"),
+        (("--model", bundle, "--port", 70_000), "--port: "),
+        (("--model", bundle, "--min-replicas", 3), "--min-replicas is more than --max-replicas"),
+        (("--model", bundle, "--api-keys-file", tmp_path / "none"), "can't be read"),
+        (("--model", bundle, "--pord", 1), "did you mean --port"),
+    ):
+        with started(*flags) as process:
+            stdout, stderr = process.communicate(timeout=60)
+        assert (process.returncode, stdout) == (2, "")
+        assert words in stderr
+        assert stderr.count("\n") == 1, stderr
+
+
+def wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise AssertionError(process.communicate())
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("not healthy within 120 s")

@@ -1,0 +1,104 @@
+"""`POST /score`: a line for each line, in order, whatever stands in it, in constant memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from served import Notes, Served, serve_app
+
+from sentiment.predictor import Predictor
+from sentiment.settings import ServeSettings
+from serve_app.engine import Engine
+from serve_app.lines import answers
+
+
+@pytest.fixture(scope="module")
+def plain(bundle: Path) -> Iterator[Served]:
+    yield from serve_app(bundle)
+
+
+def post(served: Served, body: bytes) -> list[dict[str, object]]:
+    answer = served.client.post("/score", content=body)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_lines_are_answered_in_order(plain: Served, predictor: Predictor) -> None:
+    texts = [f"what a lovely day number {number}" if number % 2 else f"late {number}" for number in range(2000)]
+    body = "".join(json.dumps({"text": text, "id": f"t{number}"}) + "\n" for number, text in enumerate(texts))
+    said = post(plain, body.encode())
+    assert [line["line"] for line in said] == list(range(1, 2001))
+    assert [line["id"] for line in said] == [f"t{number}" for number in range(2000)]
+    expected = predictor.predict(texts)
+    assert [line["p_positive"] for line in said] == pytest.approx([one.p_positive for one in expected], abs=1e-2)
+
+
+def test_bad_lines_cost_themselves_only(plain: Served) -> None:
+    lines: list[tuple[bytes, str | None]] = [
+        (b'{"text": "fine", "more": 1}', None),
+        (b'"a plain string"', None),
+        (b"{broken", "not JSON"),
+        (b"", "not JSON"),
+        (b'{"words": "x"}', "text: Field required"),
+        (b'{"text": 3}', "text: Input should be a valid string"),
+        (b"[1, 2]", "line: "),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"text": "' + b"a" * 200_000 + b'"}', "text: at most 100000 characters, got 200000"),
+        (b'"' + b"b" * 3_000_000 + b'"', "line too long"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": "last, without an end"}', None),
+    ]
+    said = post(plain, b"\n".join(raw for raw, _ in lines))
+    assert [line["line"] for line in said] == list(range(1, len(lines) + 1))
+    for line, (raw, problem) in zip(said, lines, strict=True):
+        if problem is None:
+            assert line["label"], raw[:40]
+        else:
+            assert problem in str(line["error"]), raw[:40]
+            assert line["error_type"] == "validation"
+
+
+def test_nothing_in_nothing_out(plain: Served) -> None:
+    assert post(plain, b"") == []
+    assert len(post(plain, b'"a"\r\n"b"\r\n')) == 2
+
+
+def test_a_full_queue_is_waited_for(bundle: Path) -> None:
+    """A stream has its own way of being slow; only single requests are turned away."""
+    for served in serve_app(bundle, max_queued_texts=600, max_texts=512, retry_after_s=0.01):
+        said = post(served, b'"lovely"\n' * 5000)
+        assert [line.get("error") for line in said] == [None] * 5000
+
+
+def test_memory_stays_flat_though_nobody_reads(bundle: Path) -> None:
+    """A client that sends a hundred megabytes before it reads an answer: they wait in a file."""
+    megabyte = b'"what a lovely day it is, or so they say"\n' * 25_000
+
+    async def body(times: int) -> AsyncIterator[bytes]:
+        for _ in range(times):
+            yield megabyte
+            await asyncio.sleep(0)
+
+    async def run() -> tuple[int, int, int]:
+        engine = Engine(ServeSettings(model=str(bundle)), Notes())
+        await engine.load(str(bundle))
+        lines = answers(engine, body(8))
+        first = await anext(lines)
+        before = psutil.Process().memory_info().rss
+        await asyncio.sleep(0)
+        count, peak = first.count(b"\n"), before
+        async for piece in lines:
+            count += piece.count(b"\n")
+            peak = max(peak, psutil.Process().memory_info().rss)
+        await engine.close()
+        return count, before, peak
+
+    count, before, peak = asyncio.run(run())
+    assert count == 200_000
+    assert peak - before < 60 << 20

@@ -14,7 +14,7 @@ _ABOUT = """Serve a model over HTTP until Ctrl-C.
   python -m serve_app --model runs/demo/model/bundle
   python -m serve_app --model runs/bert/bundle --port 9000 --gpus-per-replica 0.25 --max-replicas 4
   curl localhost:8000/predict -H 'content-type: application/json' -d '{"inputs": "what a lovely day"}'
-  curl localhost:8000/score -T tweets.jsonl > scored.jsonl
+  curl localhost:8000/score -X POST -T tweets.jsonl > scored.jsonl
 
 A page to try it is at /, the description of all endpoints at /docs. On a cluster that is there already, and for good:
 serve deploy cluster/serve.yaml

@@ -5,7 +5,7 @@ from ray import serve
 
 from sentiment.config import load
 from sentiment.settings import ServeSettings
-from serve_app.deployment import api_keys, application
+from serve_app.deployment import application
 
 
 def build(args: ServeSettings) -> serve.Application:
@@ -17,6 +17,4 @@ def build(args: ServeSettings) -> serve.Application:
     Raises:
         ConfigError: A value doesn't fit.
     """
-    settings = load(ServeSettings, args.model_dump(exclude_unset=True))
-    api_keys(settings)  # A mistake is told now, not by replicas that don't start.
-    return application(settings)
+    return application(load(ServeSettings, args.model_dump(exclude_unset=True)))

@@ -35,6 +35,10 @@ class QueueFullError(Exception):
     """More texts wait than may."""
 
 
+class ClosedError(Exception):
+    """Nothing is computed any more."""
+
+
 @dataclass(eq=False)
 class _Job:
     model: Model
@@ -73,6 +77,7 @@ class Batcher:
     def __init__(self, max_tokens: int, max_texts: int, observe: Callable[[BatchFacts], None]) -> None:
         self._max_tokens, self._max_texts, self._observe = max_tokens, max_texts, observe
         self._jobs: deque[_Job] = deque()
+        self._under_way: list[_Job] = []
         self._waiting = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -97,6 +102,7 @@ class Batcher:
 
         Raises:
             QueueFullError: Too many texts wait already.
+            ClosedError: The service is being stopped.
         """
         if self._waiting + len(ids) > self._max_texts and self._waiting:
             raise QueueFullError
@@ -116,8 +122,10 @@ class Batcher:
             self._loop.cancel()
             with suppress(asyncio.CancelledError):
                 await self._loop
-        for job in self._jobs:
-            job.answer.cancel()
+        for job in (*self._under_way, *self._jobs):
+            if not job.answer.done():
+                job.answer.set_exception(ClosedError())
+        self._jobs.clear()
         self._thread.shutdown(wait=False)
 
     def _pieces(self, ids: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
@@ -141,7 +149,9 @@ class Batcher:
             # Requests whose bytes have come are read first: they fill the batch instead of waiting behind it.
             await asyncio.sleep(0)
             if batch := self._take():
+                self._under_way = batch
                 await self._forward(batch)
+                self._under_way = []
             if not self._jobs:
                 self._arrived.clear()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ class _Service:
 
     Args:
         settings: Section serve.
+        key_digests: Of the API keys, as `api_key_digests` gives them.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, key_digests: Sequence[bytes]) -> None:
         limit_threads(max(1, int(settings.cpus_per_replica)))
         self._meter = ServeMeter()
         self._engine = Engine(settings, self._meter)
+        self._key_digests = key_digests
         self._model: str | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Make the application that this replica answers by; Ray calls it."""
-        return create_app(self._engine, self._meter, api_keys(self._engine.settings))
+        return create_app(self._engine, self._meter, self._key_digests)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take a bundle into service; Ray calls it at the start and when `user_config` changes.
@@ -69,6 +72,9 @@ def application(settings: ServeSettings) -> serve.Application:
 
     Args:
         settings: Section serve.
+
+    Raises:
+        ConfigError: The API keys can't be read.
     """
     deployment = serve.deployment(
         name=settings.name,
@@ -90,11 +96,14 @@ def application(settings: ServeSettings) -> serve.Application:
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
     )
-    return deployment(serve.ingress()(_Service)).bind(settings)
+    return deployment(serve.ingress()(_Service)).bind(settings, api_key_digests(settings))
 
 
-def api_keys(settings: ServeSettings) -> tuple[str, ...]:
-    """The keys of the file and of the environment (SENTIMENT_API_KEYS, parted by commas).
+def api_key_digests(settings: ServeSettings) -> tuple[bytes, ...]:
+    """SHA-256 of the API keys of the file and of the environment (SENTIMENT_API_KEYS, parted by commas).
+
+    They are read where the service is deployed from, not by replicas, which have another environment; so that the keys
+    themselves don't get into Ray's records, replicas are given these.
 
     Raises:
         ConfigError: The file can't be read or holds none.
@@ -109,4 +118,4 @@ def api_keys(settings: ServeSettings) -> tuple[str, ...]:
             ) from None
         if not any(key.strip() for key in found):
             raise ConfigError(f"--api-keys-file {settings.api_keys_file} holds no key; leave it out to ask for none")
-    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+    return tuple(hashlib.sha256(key.strip().encode()).digest() for key in keys if key.strip())

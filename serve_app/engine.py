@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sentiment.predictor import Predictor
 from sentiment.settings import ServeSettings
-from serve_app.batcher import Batcher, BatchFacts, QueueFullError
+from serve_app.batcher import Batcher, BatchFacts, ClosedError, QueueFullError
 from serve_app.errors import ApiError, invalid
 
 # Texts, and characters of all of them, up to which encoding takes less time than handing it to a thread.
@@ -93,6 +93,9 @@ class Engine:
         settings = self.settings
         predictor = Predictor.load(model, use_gpu=settings.gpus_per_replica > 0, precision=settings.precision)
         predictor.warm_up()
+        # Single texts of any usual length too: setting up kernels for a new shape takes as long as such a text.
+        for length in range(2, 65, 2):
+            predictor.logits([[predictor.config.model.unk_id] * min(length, predictor.config.max_length)])
         return predictor
 
     async def score(self, texts: Sequence[str], *, field: str = "inputs", truncate: bool = True) -> Scores:
@@ -119,6 +122,8 @@ class Engine:
                 f"{self._batcher.waiting} texts wait already, {self.settings.max_queued_texts} may: try again later",
                 retry_after_s=self.settings.retry_after_s,
             ) from None
+        except ClosedError:
+            raise ApiError(503, "unhealthy", "the service is being stopped", self.settings.retry_after_s) from None
         except TimeoutError:
             raise ApiError(
                 504, "timeout", f"no answer within {self.settings.request_timeout_s:g} s: try fewer texts, or later"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from pydantic import BaseModel, Field
+
+_LOG = logging.getLogger("ray.serve")
 
 ErrorType = Literal["validation", "unauthorized", "not_found", "overloaded", "unhealthy", "timeout", "internal"]
 
@@ -36,6 +39,22 @@ class ApiError(Exception):
     def body(self) -> ErrorResponse:
         """The answer's body."""
         return ErrorResponse(error=self.message, error_type=self.kind)
+
+
+def internal(error: BaseException) -> ApiError:
+    """A bug: the log gets its kind and place, but not its words, which may hold what the user wrote.
+
+    Args:
+        error: What was raised.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last is not None else "an unknown place"
+    _LOG.error("%s at %s", type(error).__name__, where)
+    return ApiError(500, "internal", "the service failed; its log says where")
 
 
 def invalid(message: str, status: int = 422) -> ApiError:

@@ -15,7 +15,7 @@ from ray.serve.config import HTTPOptions
 from sentiment.bundle import Bundle
 from sentiment.errors import ResourceError
 from sentiment.settings import ServeSettings
-from serve_app.deployment import api_keys, application
+from serve_app.deployment import api_key_digests, application
 
 
 def check(settings: ServeSettings) -> None:
@@ -30,7 +30,7 @@ def check(settings: ServeSettings) -> None:
         ResourceError: Another program listens at the port.
     """
     Bundle.open(settings.model)
-    api_keys(settings)
+    api_key_digests(settings)
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,7 +64,7 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
             raise ResourceError(f"the service didn't come up: {' '.join(str(error).split())[:500]}") from error
         url = f"http://{settings.host}:{settings.port}"
         _say(f"serving at {url}: a page to try it; {url}/docs describes the endpoints; Ctrl-C ends it")
-        if settings.host not in ("127.0.0.1", "localhost", "::1") and not api_keys(settings):
+        if settings.host not in ("127.0.0.1", "localhost", "::1") and not api_key_digests(settings):
             _say("everybody who reaches this address can use it: --api-keys-file asks for keys")
         stopped.wait()
         _say("stopping")

@@ -7,6 +7,7 @@ Plain ASGI, for a middleware class of Starlette would gather streamed answers.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import ApiError
+from serve_app.errors import ApiError, internal
 
 # What a load balancer, a browser's first visit and a client's generator ask for.
 _OPEN = frozenset(
@@ -51,14 +52,13 @@ class Guard:
 
     Args:
         app: The application.
-        keys: API keys, one of which is needed; none: no key is asked for.
+        key_digests: SHA-256 of the API keys, one of which is needed; none: no key is asked for.
         max_body_bytes: Of a request, but where the body is a stream.
         observer: Told of each request.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], max_body_bytes: int, observer: Observer) -> None:
-        self._app, self._keys, self._max_body_bytes, self._observer = app, keys, max_body_bytes, observer
-        self._encoded = [key.encode() for key in keys]
+    def __init__(self, app: ASGIApp, key_digests: Sequence[bytes], max_body_bytes: int, observer: Observer) -> None:
+        self._app, self._key_digests, self._max_body_bytes, self._observer = app, key_digests, max_body_bytes, observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -75,22 +75,30 @@ class Guard:
             await send(message)
 
         try:
-            if (problem := self._refuse(scope, headers)) is not None:
+            path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+            if (problem := self._refuse(scope["method"], path, headers)) is not None:
                 state["error_type"] = problem.kind
                 await respond(problem)(scope, receive, send_on)
             else:
-                bounded = receive if scope["path"] in _UNBOUNDED else _Bounded(receive, self._max_body_bytes)
+                bounded = receive if path in _UNBOUNDED else _Bounded(receive, self._max_body_bytes)
                 await self._app(scope, bounded, send_on)
+        except Exception as error:
+            # Raised further, its words would be logged, and they may hold what the user wrote.
+            problem = internal(error)
+            state["error_type"] = problem.kind
+            if status:
+                raise RuntimeError("failed while answering") from None  # The client has to see that it's not all.
+            await respond(problem)(scope, receive, send_on)
         finally:
             # The route and not the path: strangers' paths would each make a metric.
             route = getattr(scope.get("route"), "path", "other")
             self._observer.answered(route, status, time.monotonic() - began, state.get("error_type"))
 
-    def _refuse(self, scope: Scope, headers: Headers) -> ApiError | None:
-        if self._keys and (scope["method"], scope["path"]) not in _OPEN and not self._is_known(headers):
+    def _refuse(self, method: str, path: str, headers: Headers) -> ApiError | None:
+        if self._key_digests and (method, path) not in _OPEN and not self._is_known(headers):
             return ApiError(401, "unauthorized", "an API key is needed: Authorization: Bearer KEY")
         length = headers.get("content-length", "")
-        if scope["path"] not in _UNBOUNDED and length.isdecimal() and int(length) > self._max_body_bytes:
+        if path not in _UNBOUNDED and length.isdecimal() and int(length) > self._max_body_bytes:
             return _too_long(self._max_body_bytes)
         return None
 
@@ -98,7 +106,8 @@ class Guard:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes that came
         # All are compared, each in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(given, key) for key in self._encoded]
+        digest = hashlib.sha256(given).digest()
+        matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._key_digests]
         return any(matches)
 
 

@@ -19,11 +19,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from sentiment.predictor import labels_and_scores
 from serve_app.engine import Engine
-from serve_app.errors import ApiError, ErrorResponse
+from serve_app.errors import ApiError, ErrorResponse, internal
 from serve_app.schemas import ScoredLine, ScoreLine
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -88,7 +89,10 @@ async def answers(engine: Engine, chunks: AsyncIterable[bytes]) -> AsyncIterator
         try:
             async for piece in outbox.pieces():
                 yield piece
-            await work
+            try:
+                await work
+            except* ClientDisconnect:
+                pass  # Nobody is left to be answered.
         finally:
             work.cancel()
             with suppress(asyncio.CancelledError):
@@ -142,6 +146,8 @@ async def _score(engine: Engine, texts: list[str]) -> tuple[list[str], list[floa
                 raise
             await asyncio.sleep(error.retry_after_s or 1.0)
             continue
+        except Exception as error:
+            raise internal(error) from None
         p_positive = scores.p_positive.astype(np.float32)
         labels, likely = labels_and_scores(p_positive)
         return labels, likely.tolist(), p_positive.tolist()

@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from sentiment.predictor import labels_and_scores
 from serve_app.engine import Engine
 from serve_app.errors import ApiError, ErrorResponse, invalid
+from serve_app.schemas import Id
 
 # Length of the JSON in a body that has tensors behind it; the same name in requests and answers.
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -48,7 +49,7 @@ class InferRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    id: str | None = Field(None, description="comes back", examples=["42"])
+    id: Id | None = Field(None, description="comes back", examples=["42"])
     parameters: dict[str, Any] = Field({}, description="binary_data_output: all in binary form", examples=[{}])
     inputs: list[InferInput] = Field(description="the tensor `text`", min_length=1, max_length=1)
     outputs: list[InferOutput] | None = Field(
@@ -92,11 +93,13 @@ def router(engine: Engine) -> APIRouter:
         """Say what the server is."""
         return {"name": "sentiment-at-scale", "version": "2", "extensions": ["binary_tensor_data"]}
 
+    @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live")
     async def live() -> dict[str, bool]:
         """Answer."""
         return {"live": True}
 
+    @routes.head("/health/ready", include_in_schema=False)
     @routes.get("/health/ready")
     async def ready() -> dict[str, bool]:
         """Say whether the model is loaded and warm."""

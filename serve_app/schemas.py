@@ -5,13 +5,25 @@ Those of the Open Inference Protocol are in `serve_app.open_inference`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sentiment.schema import LABELS, POSITIVE
 
 Activation = Literal["sigmoid", "softmax", "none"]
+
+
+def _encodable(value: str) -> str:
+    """JSON can write lone surrogates, but nobody can answer with them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair") from None
+    return value
+
+
+Id = Annotated[str, AfterValidator(_encodable)]
 
 
 class Parameters(BaseModel):
@@ -62,7 +74,7 @@ class ScoreLine(BaseModel):
     """One line that comes in at /score; a line may also be a plain JSON string."""
 
     text: str = Field(description="text to score", examples=["what a lovely day"])
-    id: str | int | None = Field(None, description="comes back with the answer", examples=["tweet-1"])
+    id: Id | int | None = Field(None, description="comes back with the answer", examples=["tweet-1"])
 
 
 class ScoredLine(BaseModel):

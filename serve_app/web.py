@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import platform
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +21,6 @@ from serve_app.errors import ApiError, ErrorType, invalid
 from serve_app.guard import Guard, Observer, respond
 from serve_app.schemas import Health, Info, Limits
 
-_LOG = logging.getLogger("sentiment.serve")
 _PACKAGES = ("sentiment-at-scale", "torch", "ray", "transformers", "tokenizers")
 _ABOUT = """Sentiment of texts: the likelier of two labels and its probability.
 
@@ -37,13 +35,13 @@ _PAGE_HEADERS = {
 }
 
 
-def create_app(engine: Engine, observer: Observer, keys: Sequence[str] = ()) -> FastAPI:
+def create_app(engine: Engine, observer: Observer, key_digests: Sequence[bytes] = ()) -> FastAPI:
     """Put the application together.
 
     Args:
         engine: Answers.
         observer: Told of each request.
-        keys: API keys, one of which is needed; none: no key is asked for.
+        key_digests: SHA-256 of the API keys, one of which is needed; none: no key is asked for.
     """
 
     @asynccontextmanager
@@ -52,10 +50,10 @@ def create_app(engine: Engine, observer: Observer, keys: Sequence[str] = ()) -> 
         await engine.close()
 
     version = _version("sentiment-at-scale")
-    app = FastAPI(title="Sentiment at scale", version=version, description=_ABOUT, lifespan=lifespan)
+    app = FastAPI(title="Sentiment at scale", version=version, description=_ABOUT, lifespan=lifespan, redoc_url=None)
     app.add_middleware(
         Guard,
-        keys=keys,
+        key_digests=key_digests,
         max_body_bytes=_body_bytes(engine),
         observer=observer,
     )
@@ -64,6 +62,7 @@ def create_app(engine: Engine, observer: Observer, keys: Sequence[str] = ()) -> 
         app.include_router(module.router(engine))
     page = files("serve_app").joinpath("page.html").read_text(encoding="utf-8")
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["Service"], responses={503: {"description": "Not yet"}})
     async def health() -> Health:
         """Say whether the model is loaded and warm."""
@@ -73,8 +72,9 @@ def create_app(engine: Engine, observer: Observer, keys: Sequence[str] = ()) -> 
     @app.get("/info", tags=["Service"])
     async def info() -> Info:
         """Say what is served, and what a request may hold."""
-        return _info(engine, requires_api_key=bool(keys))
+        return _info(engine, requires_api_key=bool(key_digests))
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
         """The page to try it."""
@@ -103,17 +103,6 @@ def _add_handlers(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> Response:
-        # Which error and where, but not its words: they may hold what the user wrote.
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        where = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last is not None else "nowhere"
-        _LOG.error("%s %s: %s at %s", request.method, request.url.path, type(error).__name__, where)
-        request.state.error_type = "internal"
-        return respond(ApiError(500, "internal", "the service failed; its log says where"))
-
 
 def _explain(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong, by its field; never with what stood there."""
@@ -121,6 +110,8 @@ def _explain(error: RequestValidationError) -> ApiError:
     first = problems[0]
     if first["type"] == "json_invalid":
         return invalid("the body is not JSON", 400)
+    if first["type"] == "model_attributes_type":
+        return invalid("the body must be a JSON object, with content-type: application/json")
     place = [part for part in first["loc"] if part != "body"]
     if place and place[0] == "inputs" and first["type"] != "missing":
         # One problem for each form that it might have been; that of a list knows which text it is.

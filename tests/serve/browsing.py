@@ -18,7 +18,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-from served import Notes
+from served import Notes, digests
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -50,7 +50,7 @@ class Service:
     def __init__(self, bundle: Path, keys: Sequence[str], prefix: str, settings: dict[str, Any]) -> None:
         self.engine = GatedEngine(ServeSettings.model_validate({"model": str(bundle), **settings}))
         config = uvicorn.Config(
-            Starlette(routes=[Mount(prefix, create_app(self.engine, Notes(), keys))]),
+            Starlette(routes=[Mount(prefix, create_app(self.engine, Notes(), digests(keys)))]),
             host="127.0.0.1",
             port=0,
             ws="none",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,10 +86,14 @@ def make_bundle(folder: Path, seed: int) -> Path:
     return written.path
 
 
+def digests(keys: Iterable[str]) -> list[bytes]:
+    return [hashlib.sha256(key.encode()).digest() for key in keys]
+
+
 def serve_app(bundle: Path, *keys: str, **settings: object) -> Iterator[Served]:
     notes = Notes()
     engine = Engine(ServeSettings.model_validate({"model": str(bundle), **settings}), notes)
-    with TestClient(create_app(engine, notes, keys), raise_server_exceptions=False) as client:
+    with TestClient(create_app(engine, notes, digests(keys))) as client:
         assert client.portal is not None
         client.portal.call(engine.load, str(bundle))
         yield Served(client, engine, notes)
@@ -110,7 +115,7 @@ def listening(bundle: Path, *keys: str, **settings: object) -> Iterator[str]:
         notes = Notes()
         engine = Engine(ServeSettings.model_validate({"model": str(bundle), **settings}), notes)
         await engine.load(str(bundle))
-        server.config.app = create_app(engine, notes, keys)
+        server.config.app = create_app(engine, notes, digests(keys))
         await server.serve()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))

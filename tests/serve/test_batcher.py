@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serve_app.batcher import Batcher, BatchFacts, QueueFullError
+from serve_app.batcher import Batcher, BatchFacts, ClosedError, QueueFullError
 
 
 class Model:
@@ -128,6 +128,22 @@ def test_a_batch_is_of_one_model() -> None:
         model.go.set()
         await asyncio.gather(*tasks)
         assert (sum(model.batches), after.batches) == (2, [3])
+
+    run(work)
+
+
+def test_whoever_waits_at_the_end_is_told() -> None:
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        model.go.clear()
+        first = asyncio.create_task(batcher.run(model, [[1]]))
+        await until(lambda: model.batches == [1])
+        second = asyncio.create_task(batcher.run(model, [[2]]))
+        await until(lambda: batcher.waiting == 2)
+        await batcher.close()
+        for task in (first, second):
+            with pytest.raises(ClosedError):
+                await task
+        model.go.set()
 
     run(work)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from served import Notes, Served, serve_app
+from served import Notes, Served, digests, serve_app
 
 from sentiment.predictor import Predictor
 from sentiment.schema import LABELS
@@ -95,6 +95,26 @@ def test_a_body_of_unknown_length_is_bounded_too(served: Served) -> None:
     assert (answer.status_code, answer.json()["error_type"]) == (413, "validation")
 
 
+def test_a_body_of_another_type_is_told_so(served: Served) -> None:
+    answer = served.client.post("/predict", content='{"inputs": "a"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 422
+    assert "content-type: application/json" in answer.json()["error"]
+
+
+def test_load_balancers_may_ask_for_the_head(served: Served) -> None:
+    for path in ("/", "/health", "/v2/health/live", "/v2/health/ready"):
+        assert served.client.head(path).status_code == 200
+
+
+def test_half_a_surrogate_pair_is_no_id(served: Served) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a \ud800"]}
+    body = json.dumps({"id": "\ud800", "inputs": [tensor]})
+    answer = served.client.post("/v2/models/sentiment/infer", content=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    body = json.dumps({"id": "7", "inputs": [tensor]})  # In a text it is read as what it is: something unreadable.
+    assert served.client.post("/v2/models/sentiment/infer", content=body).status_code == 200
+
+
 def test_other_paths_and_methods(served: Served) -> None:
     for answer, status in ((served.client.get("/nothing"), 404), (served.client.delete("/predict"), 405)):
         assert (answer.status_code, answer.json()["error_type"]) == (status, "not_found")
@@ -122,7 +142,10 @@ def test_a_bug_is_a_500_without_the_text(
     with monkeypatch.context() as patched:
         patched.setattr(served.engine.predictor, "logits", fail)
         answer = served.client.post("/predict", json={"inputs": "secret"})
+        (line,) = served.client.post("/score", content=b'"secret"').text.splitlines()
     assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+    assert json.loads(line) == {"line": 1, "error": answer.json()["error"], "error_type": "internal"}
+    assert ("/predict", 500, "internal") in served.notes.answers
     assert "secret" not in answer.text + caplog.text
     assert "RuntimeError at" in caplog.text
     assert served.client.post("/predict", json={"inputs": "a"}).status_code == 200
@@ -175,6 +198,14 @@ def test_right_keys_open(locked: Served) -> None:
     for path in ("/health", "/v2/health/ready", "/", "/openapi.json"):
         assert locked.client.get(path).status_code == 200
     assert locked.client.get("/info").status_code == 401
+
+
+def test_what_is_open_is_open_below_a_prefix(bundle: Path) -> None:
+    notes = Notes()
+    engine = Engine(ServeSettings(model=str(bundle)), notes)
+    with TestClient(create_app(engine, notes, digests(["key"])), root_path="/pre") as client:
+        assert client.get("/pre/").status_code == 200
+        assert client.get("/pre/info").status_code == 401
 
 
 # --- Open Inference Protocol ----------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ def test_bad_lines_cost_themselves_only(plain: Served) -> None:
         (b"{broken", "not JSON"),
         (b"", "not JSON"),
         (b'{"words": "x"}', "text: Field required"),
+        (b'{"text": "a", "id": "\\ud800"}', "id.function-after"),
+        (b'{"text": "half a pair \\ud800"}', None),
         (b'{"text": 3}', "text: Input should be a valid string"),
         (b"[1, 2]", "line: "),
         (b"\xff\xfe", "not JSON"),

@@ -51,6 +51,7 @@ def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
         corpus = Path(settings.data)
     with ray_session(ray_settings):
         config = ["--config", settings.config] if settings.config else []
+        config += ["--profile", settings.profile] if settings.profile else []
         _run(prepare.JOB, [*config, "--input", str(corpus), "--output", str(output / "prepared")])
         trained = _run(train_lstm.JOB, [*config, "--data", str(output / "prepared"), "--output", str(output / "model")])
         archive = output / "archive.jsonl.gz"

@@ -19,12 +19,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from sentiment.config import fields_of, load, unknown
+from sentiment.config import PROFILE_VARIABLE, fields_of, load, unknown
 from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipe import Recipe
 from sentiment.settings import RaySettings, Section
 
 S = TypeVar("S", bound=Section)
+# Of jobs that run other jobs; every command has these flags.
+_ABOUT_CONFIG = ("config", "profile")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Job(Generic[S]):
             allow_abbrev=False,
         )
         own = parser.add_argument_group(f"settings (section {self.settings.section} of ray_config.yaml)")
-        names = fields_of(self.settings, ["overrides", "config"])
+        names = fields_of(self.settings, ["overrides", *_ABOUT_CONFIG])
         _add_flags(own, self.settings, names)
         override_names: list[str] = []
         if self.overrides:
@@ -92,6 +94,7 @@ class Job(Generic[S]):
             override_names += fresh
         _add_flags(parser.add_argument_group("Ray (section ray)"), RaySettings, fields_of(RaySettings))
         parser.add_argument("--config", metavar="FILE", help="configuration file (default: ray_config.yaml if there)")
+        parser.add_argument("--profile", metavar="NAME", help=f"profile in that file (also {PROFILE_VARIABLE})")
         given, rest = parser.parse_known_args(list(argv))
         flags = vars(given)
         if rest:
@@ -99,11 +102,13 @@ class Job(Generic[S]):
             if flag is None:
                 raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
             raise unknown("flag", flag.split("=")[0], parser.flags(), self._program)
-        file = flags.pop("config", None)
-        if file is not None and "config" in self.settings.model_fields:
-            flags["config"] = file  # It runs other jobs, which read the file too.
+        file, profile = flags.pop("config", None), flags.pop("profile", None)
+        # A job that runs other jobs hands them on.
+        handed_on = {"config": file, "profile": profile}
+        flags |= {name: value for name, value in handed_on.items() if value and name in self.settings.model_fields}
         ray_flags = {name: flags.pop(name) for name in fields_of(RaySettings) if name in flags}
-        return load(self.settings, flags, file, override_names), load(RaySettings, ray_flags, file)
+        settings = load(self.settings, flags, file, override_names, profile)
+        return settings, load(RaySettings, ray_flags, file, profile=profile)
 
 
 class _Parser(argparse.ArgumentParser):

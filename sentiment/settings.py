@@ -233,6 +233,7 @@ class DemoSettings(Section):
     data: str | None = Field(None, description="labelled tweets; none: the embedded corpus")
     output: str = Field("runs/demo", description="folder for everything; replaced by each run")
     config: str | None = Field(None, description="configuration file; handed on to the jobs")
+    profile: str | None = Field(None, description="profile in it; handed on too")
 
 
 SECTIONS: dict[str, type[Section]] = {

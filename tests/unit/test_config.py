@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from sentiment.config import load
+from sentiment.config import in_force, load, main
 from sentiment.errors import ConfigError
 from sentiment.recipe import RecurrentRecipe
 from sentiment.recipes import get_recipe
@@ -52,6 +52,72 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SENTIMENT_TRAIN_SEED", "8")
     settings = train({"num_workers": "5"})
     assert (settings.num_workers, settings.seed, settings.precision) == (5, 8, "float32")
+
+
+GPUS = """
+train: {num_workers: 3, seed: 7}
+profiles:
+  gpus: {train: {num_workers: 8, use_gpu: true}, score: {use_gpu: true}}
+  empty:
+"""
+
+
+def test_a_profile_wins_over_the_file_and_loses_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(GPUS)
+
+    def with_profile(name: str | None) -> TrainSettings:
+        return load(TrainSettings, {"data": "d", "output": "o"}, None, RECIPE_FIELDS, name)
+
+    settings = with_profile("gpus")
+    assert (settings.num_workers, settings.use_gpu, settings.seed) == (8, True, 7)
+    assert with_profile("empty") == with_profile(None)
+    monkeypatch.setenv("SENTIMENT_TRAIN_NUM_WORKERS", "5")
+    monkeypatch.setenv("SENTIMENT_PROFILE", "gpus")
+    assert (with_profile(None).num_workers, with_profile(None).use_gpu) == (5, True)
+    assert not with_profile("empty").use_gpu
+    assert load(ScoreSettings, required_of(ScoreSettings)).use_gpu
+
+
+def test_mistakes_in_profiles_are_told() -> None:
+    write(GPUS)
+    for profile, content, words in (
+        ("gpu", GPUS, "unknown profile 'gpu' in ray_config.yaml: did you mean gpus"),
+        (
+            "a",
+            "profiles: {a: {trian: {}}}",
+            "unknown section 'trian' in profile a of ray_config.yaml: did you mean train",
+        ),
+        ("a", "profiles: {a: {train: {num_worker: 1}}}", "unknown key 'num_worker' in section train of profile a"),
+        ("a", "profiles: {a: 3}", "profile a of ray_config.yaml must hold sections"),
+        ("a", "profiles: [a]", "profiles of ray_config.yaml must hold"),
+    ):
+        write(content)
+        with pytest.raises(ConfigError, match=words):
+            load(TrainSettings, {"data": "d", "output": "o"}, None, RECIPE_FIELDS, profile)
+
+
+def test_what_is_in_force_says_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(GPUS + "train_bert: {epochs: 3}")
+    monkeypatch.setenv("SENTIMENT_SCORE_BATCH_ROWS", "16")
+    assert in_force(TrainSettings, profile="gpus")["num_workers"] == (8, "profile gpus")
+    assert main(["--profile", "gpus", "train", "train_bert", "score"]) == 0
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert {
+        *("train:", "num_workers: 8 # profile gpus", "seed: 7 # ray_config.yaml", "cpus_per_worker: 1 # default"),
+        *("epochs: 3 # ray_config.yaml", "batch_rows: 16 # SENTIMENT_SCORE_BATCH_ROWS", "model: # to be given"),
+    } <= lines
+    assert main(["trian"]) == 2
+    assert "did you mean train" in capsys.readouterr().err
+
+
+def test_the_repositorys_profiles_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for profile in yaml.safe_load((ROOT / "ray_config.yaml").read_text())["profiles"]:
+        for section in SECTIONS.values():
+            extra = RECIPE_FIELDS if "overrides" in section.model_fields else ()
+            load(section, required_of(section), None, extra, profile)
 
 
 def test_other_sections_do_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class Model:
     """The model, a text at a time."""
 
     def __init__(self, bundle: str) -> None:
-        # Kind to it: with torch's own number of threads its five requests at a time fight for the cores (9 a second).
+        # Kind to it: with torch's own number of threads its five requests at a time would fight for the cores.
         limit_threads(1)
         self._predictor = Predictor.load(bundle, use_gpu=False)
         self._predictor.warm_up()

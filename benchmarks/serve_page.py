@@ -24,7 +24,8 @@ _NAMES = {
 _CONTENDERS = """*This service*: `python -m serve_app` with one replica, behind HAProxy as in production
 (`RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_USE_GRPC_BY_DEFAULT=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1`). *Python proxy*:
 without these. *Ray Serve as it comes*: its own proxy, a FastAPI ingress that calls a model deployment, all settings by
-default. *Bare uvicorn*: FastAPI with the same `Predictor`, its own thread pool, torch's own number of threads, no
+default; a replica then takes five requests at a time, and its router looks after those that wait every 25 to 500 ms.
+*Bare uvicorn*: FastAPI with the same `Predictor`, its own thread pool, torch's own number of threads, no
 batches. *LitServe*: batches of up to 64, gathered for 10 ms. One bundle for all; only this service has limits, metrics
 and error answers of its own."""
 # What a full service may answer.

@@ -1,20 +1,25 @@
-"""What clients send and get: Hugging Face's form, the Open Inference Protocol, errors, keys, limits."""
+"""What clients send and get: Hugging Face's form, errors, keys, limits."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from served import Notes, Served, digests, serve_app
 
-from sentiment.predictor import Predictor
+from sentiment.errors import ConfigError
+from sentiment.predictor import FloatArray, Predictor
 from sentiment.schema import LABELS
 from sentiment.settings import ServeSettings
+from serve_app.deployment import api_key_digests
 from serve_app.engine import Engine
 from serve_app.web import create_app
 
@@ -106,15 +111,6 @@ def test_load_balancers_may_ask_for_the_head(served: Served) -> None:
         assert served.client.head(path).status_code == 200
 
 
-def test_half_a_surrogate_pair_is_no_id(served: Served) -> None:
-    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a \ud800"]}
-    body = json.dumps({"id": "\ud800", "inputs": [tensor]})
-    answer = served.client.post("/v2/models/sentiment/infer", content=body)
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
-    body = json.dumps({"id": "7", "inputs": [tensor]})  # In a text it is read as what it is: something unreadable.
-    assert served.client.post("/v2/models/sentiment/infer", content=body).status_code == 200
-
-
 def test_other_paths_and_methods(served: Served) -> None:
     for answer, status in ((served.client.get("/nothing"), 404), (served.client.delete("/predict"), 405)):
         assert (answer.status_code, answer.json()["error_type"]) == (status, "not_found")
@@ -173,6 +169,42 @@ def test_every_field_has_an_example(served: Served) -> None:
     assert missing == []
 
 
+@pytest.fixture
+def held(bundle: Path) -> Iterator[tuple[Served, threading.Event]]:
+    """A model that answers only when it's told to, behind a short queue and a short patience."""
+    go = threading.Event()
+    for served in serve_app(bundle, max_queued_texts=3, retry_after_s=7, request_timeout_s=0.5):
+        model = served.engine.predictor
+        answer = model.logits
+
+        def wait_then_answer(ids: Sequence[Sequence[int]], answer: Any = answer) -> FloatArray:
+            assert go.wait(20)
+            found: FloatArray = answer(ids)
+            return found
+
+        model.logits = wait_then_answer  # type: ignore[method-assign]
+        yield served, go
+        go.set()
+
+
+def test_a_full_queue_and_a_slow_model_are_told(held: tuple[Served, threading.Event]) -> None:
+    served, go = held
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(served.client.post, "/predict", json={"inputs": "a"}) for _ in range(3)]
+        while served.engine._batcher.waiting < 3:
+            time.sleep(0.001)
+        refused = served.client.post("/predict", json={"inputs": "a"})
+        late = [task.result() for task in waiting]
+    assert (refused.status_code, refused.json()["error_type"]) == (429, "overloaded")
+    assert refused.headers["Retry-After"] == "7"
+    assert "3 texts wait already, 3 may" in refused.json()["error"]
+    for answer in late:
+        assert (answer.status_code, answer.json()["error_type"]) == (504, "timeout")
+        assert "no answer within 0.5 s" in answer.json()["error"]
+    go.set()
+    assert served.client.post("/predict", json={"inputs": "a"}).status_code == 200
+
+
 # --- API keys -------------------------------------------------------------------------------------------------------
 
 
@@ -200,71 +232,20 @@ def test_right_keys_open(locked: Served) -> None:
     assert locked.client.get("/info").status_code == 401
 
 
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("one\n\n  two \n")
+    monkeypatch.setenv("SENTIMENT_API_KEYS", "three, four")
+    settings = ServeSettings(model="m", api_keys_file=str(tmp_path / "keys"))
+    assert set(api_key_digests(settings)) == set(digests(["one", "two", "three", "four"]))
+    (tmp_path / "keys").write_text("\n")
+    for file, words in (("keys", "holds no key"), ("none", "can't be read")):
+        with pytest.raises(ConfigError, match=words):
+            api_key_digests(ServeSettings(model="m", api_keys_file=str(tmp_path / file)))
+
+
 def test_what_is_open_is_open_below_a_prefix(bundle: Path) -> None:
     notes = Notes()
     engine = Engine(ServeSettings(model=str(bundle)), notes)
     with TestClient(create_app(engine, notes, digests(["key"])), root_path="/pre") as client:
         assert client.get("/pre/").status_code == 200
         assert client.get("/pre/info").status_code == 401
-
-
-# --- Open Inference Protocol ----------------------------------------------------------------------------------------
-
-
-def infer(served: Served, tensor: dict[str, object], **more: object) -> dict[str, object]:
-    answer = served.client.post("/v2/models/sentiment/infer", json={"inputs": [tensor], **more})
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
-
-
-def test_infer_in_plain_json(served: Served, predictor: Predictor) -> None:
-    tensor = {"name": "text", "shape": [4, 1], "datatype": "BYTES", "data": [[text] for text in TEXTS]}
-    said = infer(served, tensor, id="7")
-    assert (said["model_name"], said["model_version"], said["id"]) == ("sentiment", predictor.model_id, "7")
-    outputs = {output["name"]: output for output in said["outputs"]}  # type: ignore[attr-defined]
-    assert outputs["label"]["data"] == [one.label for one in predictor.predict(TEXTS)]
-    assert outputs["p_positive"]["data"] == pytest.approx(
-        [one.p_positive for one in predictor.predict(TEXTS)], abs=1e-2
-    )
-    assert {output["shape"][0] for output in outputs.values()} == {4}
-
-
-@pytest.mark.parametrize(
-    ("tensor", "words"),
-    [
-        ({"name": "words", "shape": [1], "datatype": "BYTES", "data": ["a"]}, "the input is called text"),
-        ({"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a"]}, "inputs.0.shape: there are 1 texts"),
-        ({"name": "text", "shape": [1], "datatype": "FP32", "data": [1.0]}, "inputs.0.datatype"),
-        ({"name": "text", "shape": [1], "datatype": "BYTES", "data": [1]}, "inputs.0.data: must be texts"),
-        ({"name": "text", "shape": [1], "datatype": "BYTES"}, "inputs.0.data: must be texts"),
-    ],
-)
-def test_infer_mistakes(served: Served, tensor: dict[str, object], words: str) -> None:
-    answer = served.client.post("/v2/models/sentiment/infer", json={"inputs": [tensor]})
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
-    assert words in answer.json()["error"]
-
-
-@pytest.mark.parametrize("behind", [struct.pack("<I", 9) + b"short", b"\x01\x00", struct.pack("<I", 1) + b"\xff"])
-def test_damaged_binary_tensors(served: Served, behind: bytes) -> None:
-    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(behind)}}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    answer = served.client.post("/v2/models/sentiment/infer", content=head + behind, headers=headers)
-    assert answer.status_code in {400, 422}
-    assert answer.json()["error"].startswith("inputs.0: ")
-    for length in ("x", str(len(head) + 100)):
-        headers = {"Inference-Header-Content-Length": length}
-        answer = served.client.post("/v2/models/sentiment/infer", content=head, headers=headers)
-        assert answer.status_code == 400
-
-
-def test_models_are_described(served: Served, predictor: Predictor) -> None:
-    assert served.client.get("/v2").json()["name"] == "sentiment-at-scale"
-    assert served.client.get("/v2/models/sentiment").json()["versions"] == [predictor.model_id]
-    assert served.client.get("/v2/models/sentiment/ready").json()["ready"] is True
-    for path in ("/v2/models/other", "/v2/models/other/ready"):
-        assert served.client.get(path).json() == {
-            "error": "no such model; there is sentiment",
-            "error_type": "not_found",
-        }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -60,3 +61,20 @@ def internal(error: BaseException) -> ApiError:
 def invalid(message: str, status: int = 422) -> ApiError:
     """The request says what can't be answered."""
     return ApiError(status, "validation", message)
+
+
+def explain(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """What pydantic found: the first thing that is wrong, by its field; never with what stood there.
+
+    Args:
+        problems: `ValidationError.errors()`.
+    """
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return invalid(f"the body is not JSON: {first['ctx']['error']}", 400)
+    place = [part for part in first["loc"] if part != "body"]
+    if tuple(place[:2]) == ("inputs", "str"):
+        # One problem for each form that it might have; that of a list knows which text it is.
+        at = next((str(part) for problem in problems for part in problem["loc"] if isinstance(part, int)), None)
+        return invalid(f"inputs{'' if at is None else '.' + at}: must be a text or a list of texts")
+    return invalid(f"{'.'.join(map(str, place)) or 'body'}: {first['msg']}")

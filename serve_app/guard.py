@@ -91,7 +91,7 @@ class Guard:
             await respond(problem)(scope, receive, send_on)
         finally:
             # The route and not the path: strangers' paths would each make a metric.
-            route = getattr(scope.get("route"), "path", "other")
+            route = state.get("route") or getattr(scope.get("route"), "path", "other")
             self._observer.answered(route, status, time.monotonic() - began, state.get("error_type"))
 
     def _refuse(self, method: str, path: str, headers: Headers) -> ApiError | None:

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
-from fastapi.responses import Response
+from pydantic import ValidationError
 from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from sentiment.schema import LABELS
 from serve_app.engine import Engine, Scores
-from serve_app.errors import ErrorResponse
+from serve_app.errors import ErrorResponse, explain
 from serve_app.schemas import LabelScore, Parameters, PredictRequest
 
+PATHS = ("/predict", "/")
 
-def router(engine: Engine) -> APIRouter:
-    """The endpoints.
+
+def routes(engine: Engine) -> list[Route]:
+    """The endpoints, as plain routes of Starlette: FastAPI's way to a handler costs more than all else of a request.
 
     Args:
         engine: Answers.
     """
-    routes = APIRouter(tags=["Hugging Face"])
+    return [Route(path, _endpoint(engine, path), methods=["POST"]) for path in PATHS]
 
-    async def predict(request: PredictRequest) -> Response:
-        """Classify texts: a list for each text, with its labels, best first; also for a single text."""
+
+def _endpoint(engine: Engine, path: str) -> Callable[[Request], Awaitable[Response]]:
+    async def predict(http: Request) -> Response:
+        http.state.route = path
+        try:
+            request = PredictRequest.model_validate_json(await http.body())
+        except ValidationError as error:
+            raise explain(error.errors(include_url=False, include_input=False)) from None
         parameters = request.parameters or Parameters()
         scores = await engine.score(request.texts, truncate=parameters.truncation is not False)
         return Response(to_json(ranked(scores, parameters)), media_type="application/json")
 
-    answers: dict[int | str, dict[str, object]] = {
+    return predict
+
+
+def description() -> APIRouter:
+    """The same for the OpenAPI document, whose requests never get this far."""
+    described = APIRouter(tags=["Hugging Face"])
+    answers: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse, "description": words}
         for status, words in ((413, "Too much"), (422, "Not what is asked for"), (429, "Too busy"), (504, "Too slow"))
     }
-    add: Callable[..., None] = routes.add_api_route
-    for path, shown in (("/predict", True), ("/", False)):
-        add(
-            path,
-            predict,
-            methods=["POST"],
-            response_model=list[list[LabelScore]],
-            responses=answers,
-            include_in_schema=shown,
-        )
-    return routes
+
+    @described.post(PATHS[0], response_model=list[list[LabelScore]], responses=answers)
+    async def predict(request: PredictRequest) -> None:
+        """Classify texts: a list for each text, with its labels, best first; also for a single text."""
+        raise AssertionError("the plain route comes first")
+
+    return described
 
 
 def ranked(scores: Scores, parameters: Parameters) -> list[list[dict[str, object]]]:

@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from sentiment.predictor import labels_and_scores
 from serve_app.engine import Engine
-from serve_app.errors import ApiError, ErrorResponse, invalid
+from serve_app.errors import ApiError, ErrorResponse, explain, invalid
 from serve_app.schemas import Id
 
 # Length of the JSON in a body that has tensors behind it; the same name in requests and answers.
@@ -157,8 +157,7 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[st
     try:
         request = InferRequest.model_validate(json.loads(body[:end]))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise explain(error.errors(include_url=False, include_input=False)) from None
     except (ValueError, RecursionError):
         raise invalid("the body is not JSON", 400) from None
     tensor = request.inputs[0]

@@ -7,7 +7,6 @@ import platform
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from sentiment.schema import LABELS
 from serve_app import hugging_face, lines, open_inference
 from serve_app.engine import Engine
-from serve_app.errors import ApiError, ErrorType, invalid
+from serve_app.errors import ApiError, ErrorType, explain
 from serve_app.guard import Guard, Observer, respond
 from serve_app.schemas import Health, Info, Limits
 
@@ -58,8 +57,9 @@ def create_app(engine: Engine, observer: Observer, key_digests: Sequence[bytes] 
         observer=observer,
     )
     _add_handlers(app)
-    for module in (hugging_face, lines, open_inference):
-        app.include_router(module.router(engine))
+    app.router.routes[:0] = hugging_face.routes(engine)
+    for router in (hugging_face.description(), lines.router(engine), open_inference.router(engine)):
+        app.include_router(router)
     page = files("serve_app").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.head("/health", include_in_schema=False)
@@ -92,7 +92,7 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
         request.state.error_type = "validation"
-        return respond(_explain(error))
+        return respond(explain(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
@@ -102,22 +102,6 @@ def _add_handlers(app: FastAPI) -> None:
         answer = respond(problem)
         answer.headers.update(error.headers or {})
         return answer
-
-
-def _explain(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong, by its field; never with what stood there."""
-    problems: list[dict[str, Any]] = list(error.errors())
-    first = problems[0]
-    if first["type"] == "json_invalid":
-        return invalid("the body is not JSON", 400)
-    if first["type"] == "model_attributes_type":
-        return invalid("the body must be a JSON object, with content-type: application/json")
-    place = [part for part in first["loc"] if part != "body"]
-    if place and place[0] == "inputs" and first["type"] != "missing":
-        # One problem for each form that it might have been; that of a list knows which text it is.
-        at = next((str(part) for problem in problems for part in problem["loc"][2:] if isinstance(part, int)), None)
-        return invalid(f"inputs{'' if at is None else '.' + at}: must be a text or a list of texts")
-    return invalid(f"{'.'.join(map(str, place)) or 'body'}: {first['msg']}")
 
 
 def _info(engine: Engine, requires_api_key: bool) -> Info:

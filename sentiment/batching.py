@@ -123,18 +123,30 @@ def padded_length(length: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def pad(rows: Sequence[Any], pad_id: int) -> tuple[Tensor, Tensor]:
+def padded_rows(count: int) -> int:
+    """Round a number of rows up so that few shapes occur: to a multiple of 4 from 5 on, of 8 from 33 on, and so on.
+
+    A service sees batches of any size; oneDNN sets up kernels for each new shape, which takes as long as a short text
+    and some 100 kB of memory that it keeps.
+    """
+    if count <= 4:
+        return count
+    multiple = max(4, 2 ** (count - 1).bit_length() // 8)
+    return -(-count // multiple) * multiple
+
+
+def pad(rows: Sequence[Any], pad_id: int, num_rows: int = 1) -> tuple[Tensor, Tensor]:
     """Lay rows of ids side by side.
 
     Args:
         rows: Token ids of each row, lists or arrays. An empty row becomes one pad token: every row has a last token.
-            No rows at all make one such row.
         pad_id: Fills short rows.
+        num_rows: Rows at least; those that are missing are such rows of one pad token.
 
     Returns:
         ids_BT int32 and lengths_B int64.
     """
-    lengths = [max(1, len(row)) for row in rows] or [1]
+    lengths = [max(1, len(row)) for row in rows] + [1] * (num_rows - len(rows))
     ids_BT = np.full((len(lengths), padded_length(max(lengths))), pad_id, dtype=np.int32)
     for filled, row in zip(ids_BT, rows, strict=False):
         filled[: len(row)] = row

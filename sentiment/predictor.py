@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sentiment.batching import TOKEN_BUDGET, length_ordered, pad
+from sentiment.batching import TOKEN_BUDGET, length_ordered, pad, padded_rows
 from sentiment.bundle import Bundle
 from sentiment.devices import autocast, pick_device, resolve_precision
 from sentiment.encoder_tokenizer import EncoderTokenizer
@@ -117,9 +117,10 @@ class Predictor:
         lengths_N = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
         with torch.inference_mode(), autocast(self.precision, self.device):
             for rows in length_ordered(lengths_N, BATCH_SIZE, TOKEN_BUDGET):
-                ids_BT, lengths_B = pad([ids[row] for row in rows], self.config.model.pad_id)
+                texts, pad_id = [ids[row] for row in rows], self.config.model.pad_id
+                ids_BT, lengths_B = pad(texts, pad_id, num_rows=padded_rows(len(rows)))
                 logits_B = self._model(ids_BT.to(self.device), lengths_B.to(self.device))
-                logits_N[rows] = logits_B.float().cpu().numpy()
+                logits_N[rows] = logits_B[: len(rows)].float().cpu().numpy()
         return logits_N
 
     def forward(self, ids: Sequence[Sequence[int]]) -> FloatArray:

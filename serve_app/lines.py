@@ -100,8 +100,15 @@ async def answers(engine: Engine, chunks: AsyncIterable[bytes]) -> AsyncIterator
 
 
 async def _answer_all(engine: Engine, lines: AsyncIterator[_Line], outbox: _Outbox) -> None:
-    """Read parts, score them, put the answers out in order."""
+    """Read lines, score those that have come together, put the answers out in order."""
+    most = min(_PART_LINES, engine.settings.max_texts)
+    come: asyncio.Queue[_Line | None] = asyncio.Queue(_PARTS * most)
     under_way: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_PARTS - 1)
+
+    async def take_in() -> None:
+        async for line in lines:
+            await come.put(line)
+        await come.put(None)
 
     async def put_out() -> None:
         while (task := await under_way.get()) is not None:
@@ -109,12 +116,26 @@ async def _answer_all(engine: Engine, lines: AsyncIterator[_Line], outbox: _Outb
 
     try:
         async with asyncio.TaskGroup() as group:
+            group.create_task(take_in())
             group.create_task(put_out())
-            async for part in _parts(lines, min(_PART_LINES, engine.settings.max_texts)):
+            while part := await _part(come, most):
                 await under_way.put(group.create_task(_answer(engine, part)))
             await under_way.put(None)
     finally:
         outbox.close()
+
+
+async def _part(come: asyncio.Queue[_Line | None], most: int) -> list[_Line]:
+    """The lines that have come, one at least; none at the end. A client may wait for answers before it sends more."""
+    line, part = await come.get(), []
+    while line is not None:
+        part.append(line)
+        if len(part) == most or come.empty():
+            return part
+        line = come.get_nowait()
+    if part:
+        come.put_nowait(None)  # The end, for the next call.
+    return part
 
 
 async def _answer(engine: Engine, part: list[_Line]) -> bytes:
@@ -172,17 +193,6 @@ def _read(line: _Line, max_chars: int) -> ScoreLine | ErrorResponse:
         except (ValueError, RecursionError):
             problem = "not JSON"
     return ErrorResponse(error=problem, error_type="validation")
-
-
-async def _parts(lines: AsyncIterator[_Line], most: int) -> AsyncIterator[list[_Line]]:
-    part: list[_Line] = []
-    async for line in lines:
-        part.append(line)
-        if len(part) == most:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 async def _lines(chunks: AsyncIterable[bytes], longest: int) -> AsyncIterator[_Line]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sentiment.batching import Examples, LengthBucketedBatches, length_ordered, pad, padded_length
+from sentiment.batching import Examples, LengthBucketedBatches, length_ordered, pad, padded_length, padded_rows
 
 
 def examples(num_rows: int, seed: int = 0, longest: int = 40) -> Examples:
@@ -84,6 +84,14 @@ def test_length_ordered_keeps_each_row_and_the_budget() -> None:
     for rows in batches:
         assert padded_length(int(lengths[rows].max())) * len(rows) <= 16_384
     assert len({len(rows) for rows in batches}) <= 7
+
+
+def test_few_numbers_of_rows_occur_and_little_is_filled_up() -> None:
+    rounded = [padded_rows(count) for count in range(1, 257)]
+    assert rounded == sorted(rounded)
+    assert all(count <= size <= max(count + 3, 1.25 * count) for count, size in enumerate(rounded, start=1))
+    assert rounded[-1] == 256
+    assert len(set(rounded)) <= 24
 
 
 def test_length_ordered_of_nothing_is_nothing() -> None:

@@ -163,7 +163,7 @@ def test_batches_are_large_where_texts_are_short_and_bounded_where_they_are_long
     mixed = [*texts(3 * BATCH_SIZE, longest=10), *("good " * length for length in range(100, 2400, 100))]
     random.Random(2).shuffle(mixed)
     assert len(predictor.predict(mixed)) == len(mixed)
-    assert sum(shape[0] for shape in shapes) == len(mixed)
+    assert len(mixed) <= sum(shape[0] for shape in shapes) <= len(mixed) + 3 * len(shapes)
     assert max(shape.numel() for shape in shapes) <= TOKEN_BUDGET
     # Short texts aren't padded to a long one's length, and travel in full batches.
     assert sum(shape[0] == BATCH_SIZE and shape[1] <= 20 for shape in shapes) >= 2

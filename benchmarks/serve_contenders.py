@@ -36,7 +36,12 @@ _PRODUCTION = {
 _EVERYWHERE = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 # What of a shell would make a contender another one than it is meant to be.
 _FOREIGN = ("SENTIMENT_", "RAY_SERVE_", "RAY_ADDRESS", "RAY_AUTH", "RAYON_", "OMP_", "MKL_")
-_RIVALS = {"serve-default": "serve-default", "uvicorn-bare": "uvicorn", "litserve": "litserve"}
+_RIVALS = {
+    "serve-default": "serve-default",
+    "serve-two-hops": "serve-two-hops",
+    "uvicorn-bare": "uvicorn",
+    "litserve": "litserve",
+}
 _READY_S, _POLL_S = 180.0, 0.2
 # Serve lets replicas behind HAProxy drain for 30 s; afterwards the processes around them go within seconds.
 _DRAIN_S, _GRACE_S = 60.0, 10.0

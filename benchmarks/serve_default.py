@@ -1,7 +1,9 @@
 """Ray Serve as it comes, for `benchmarks/serve.py`: a FastAPI ingress that calls a model deployment, all by default.
 
-Run by `benchmarks/serve_rivals.py serve-default`. A module of its own, which replicas can import; and without
-postponed annotations: Ray carries the application to them, and FastAPI has to find the types there.
+Run by `benchmarks/serve_rivals.py serve-default`, or `serve-two-hops`, where replicas may have more requests at a time:
+by default they take five, and the router looks after those that wait every 25 to 500 ms. A module of its own, which
+replicas can import; and without postponed annotations: Ray carries the application to them, and FastAPI has to find the
+types there.
 """
 
 import signal
@@ -55,12 +57,13 @@ class Ingress:
         return found
 
 
-def run(bundle: str, port: int) -> None:
+def run(bundle: str, port: int, **options: object) -> None:
     """Serve until SIGTERM.
 
     Args:
         bundle: Of the model.
         port: To listen at, on loopback.
+        options: Of both deployments.
     """
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
@@ -68,7 +71,7 @@ def run(bundle: str, port: int) -> None:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
-        serve.run(Ingress.bind(Model.bind(bundle)))
+        serve.run(Ingress.options(**options).bind(Model.options(**options).bind(bundle)))
         stopped.wait()
     finally:
         serve.shutdown()

@@ -18,6 +18,7 @@ _NAMES = {
     OURS: "this service",
     "ours-python-proxy": "this service, Python proxy",
     "serve-default": "Ray Serve as it comes",
+    "serve-two-hops": "the same, more requests at a time",
     "uvicorn-bare": "bare uvicorn",
     "litserve": "LitServe",
 }
@@ -25,6 +26,7 @@ _CONTENDERS = """*This service*: `python -m serve_app` with one replica, behind 
 (`RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_USE_GRPC_BY_DEFAULT=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1`). *Python proxy*:
 without these. *Ray Serve as it comes*: its own proxy, a FastAPI ingress that calls a model deployment, all settings by
 default; a replica then takes five requests at a time, and its router looks after those that wait every 25 to 500 ms.
+*More requests at a time*: `max_ongoing_requests` 512 for both.
 *Bare uvicorn*: FastAPI with the same `Predictor`, its own thread pool, torch's own number of threads, no
 batches. *LitServe*: batches of up to 64, gathered for 10 ms. One bundle for all; only this service has limits, metrics
 and error answers of its own."""
@@ -98,7 +100,7 @@ as above.
 
 def _remarks(run: dict[str, Any]) -> str:
     """What the tables leave out: who isn't there, and answers that weren't asked for."""
-    missing = [f"{words} wasn't installed." for name, words in _NAMES.items() if name not in run["median"]]
+    missing = [f"{words.capitalize()}: not measured." for name, words in _NAMES.items() if name not in run["median"]]
     return "".join(f"{line}\n" for line in [*missing, *_failures(run["turns"])])
 
 

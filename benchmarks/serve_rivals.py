@@ -1,11 +1,12 @@
 """What the service is held against, each in a process of its own that `benchmarks/serve.py` starts and ends.
 
   python benchmarks/serve_rivals.py serve-default --model BUNDLE --port 9000
+  python benchmarks/serve_rivals.py serve-two-hops --model BUNDLE --port 9000
   python benchmarks/serve_rivals.py uvicorn       --model BUNDLE --port 9000
   python benchmarks/serve_rivals.py litserve      --model BUNDLE --port 9000
   python benchmarks/serve_rivals.py predictor     --model BUNDLE --texts texts.jsonl     # prints JSON
 
-The first three answer POST /predict with `{"inputs": "a text"}` until SIGTERM, by the same bundle and `Predictor`; the
+The first four answer POST /predict with `{"inputs": "a text"}` until SIGTERM, by the same bundle and `Predictor`; the
 last is the model alone, without HTTP.
 """
 
@@ -37,6 +38,18 @@ def serve_default(bundle: str, port: int) -> None:
     from serve_default import run  # noqa: PLC0415  (Ray takes seconds, and the others go without it)
 
     run(bundle, port)
+
+
+def serve_two_hops(bundle: str, port: int) -> None:
+    """The same two deployments, which may have as many requests at a time as this service's.
+
+    Args:
+        bundle: Of the model.
+        port: To listen at, on loopback.
+    """
+    from serve_default import run  # noqa: PLC0415
+
+    run(bundle, port, max_ongoing_requests=512)
 
 
 def uvicorn(bundle: str, port: int) -> None:
@@ -99,6 +112,7 @@ def _load(bundle: str) -> Predictor:
 
 SERVICES: dict[str, Callable[[str, int], None]] = {
     "serve-default": serve_default,
+    "serve-two-hops": serve_two_hops,
     "uvicorn": uvicorn,
     "litserve": litserve,
 }

@@ -94,8 +94,8 @@ class Engine:
         predictor = Predictor.load(model, use_gpu=settings.gpus_per_replica > 0, precision=settings.precision)
         predictor.warm_up()
         # Single texts of any usual length too: setting up kernels for a new shape takes as long as such a text.
-        for length in range(2, 65, 2):
-            predictor.logits([[predictor.config.model.unk_id] * min(length, predictor.config.max_length)])
+        for length in range(2, min(64, predictor.config.max_length) + 1, 2):
+            predictor.logits([[predictor.config.model.unk_id] * length])
         return predictor
 
     async def score(self, texts: Sequence[str], *, field: str = "inputs", truncate: bool = True) -> Scores:

@@ -63,11 +63,12 @@ def invalid(message: str, status: int = 422) -> ApiError:
     return ApiError(status, "validation", message)
 
 
-def explain(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+def explain(problems: Sequence[Mapping[str, Any]], whole: str = "body") -> ApiError:
     """What pydantic found: the first thing that is wrong, by its field; never with what stood there.
 
     Args:
         problems: `ValidationError.errors()`.
+        whole: What is called wrong where no field is.
     """
     first = problems[0]
     if first["type"] == "json_invalid":
@@ -77,4 +78,4 @@ def explain(problems: Sequence[Mapping[str, Any]]) -> ApiError:
         # One problem for each form that it might have; that of a list knows which text it is.
         at = next((str(part) for problem in problems for part in problem["loc"] if isinstance(part, int)), None)
         return invalid(f"inputs{'' if at is None else '.' + at}: must be a text or a list of texts")
-    return invalid(f"{'.'.join(map(str, place)) or 'body'}: {first['msg']}")
+    return invalid(f"{'.'.join(map(str, place)) or whole}: {first['msg']}")

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from sentiment.predictor import labels_and_scores
 from serve_app.engine import Engine
-from serve_app.errors import ApiError, ErrorResponse, internal
+from serve_app.errors import ApiError, ErrorResponse, explain, internal
 from serve_app.schemas import ScoredLine, ScoreLine
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -188,8 +188,7 @@ def _read(line: _Line, max_chars: int) -> ScoreLine | ErrorResponse:
                 return read
             problem = f"text: at most {max_chars} characters, got {len(read.text)}"
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            problem = f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"
+            problem = explain(error.errors(include_url=False, include_input=False), whole="line").message
         except (ValueError, RecursionError):
             problem = "not JSON"
     return ErrorResponse(error=problem, error_type="validation")

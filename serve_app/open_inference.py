@@ -23,8 +23,8 @@ from serve_app.schemas import Id
 
 # Length of the JSON in a body that has tensors behind it; the same name in requests and answers.
 HEADER_LENGTH = "Inference-Header-Content-Length"
-INPUT, OUTPUTS = "text", ("label", "score", "p_positive")
-_DATATYPES = {"label": "BYTES", "score": "FP32", "p_positive": "FP32"}
+INPUT = "text"
+OUTPUTS = {"label": "BYTES", "score": "FP32", "p_positive": "FP32"}
 
 
 class InferInput(BaseModel):
@@ -109,7 +109,7 @@ def router(engine: Engine) -> APIRouter:
     async def model(name: str) -> dict[str, Any]:
         """Say what goes in and out."""
         check(name)
-        outputs = [{"name": output, "datatype": _DATATYPES[output], "shape": [-1]} for output in OUTPUTS]
+        outputs = [{"name": output, "datatype": datatype, "shape": [-1]} for output, datatype in OUTPUTS.items()]
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
         versions = [engine.predictor.model_id]
         return {"name": name, "versions": versions, "platform": "pytorch", "inputs": inputs, "outputs": outputs}
@@ -206,7 +206,7 @@ def _answer(request: InferRequest, values: dict[str, Any], name: str, version: s
     outputs, behind = [], b""
     for output in asked:
         value = values[output.name]
-        tensor: dict[str, Any] = {"name": output.name, "shape": [len(value)], "datatype": _DATATYPES[output.name]}
+        tensor: dict[str, Any] = {"name": output.name, "shape": [len(value)], "datatype": OUTPUTS[output.name]}
         if output.parameters.get("binary_data", all_binary) is True:
             binary = _binary(value)
             tensor["parameters"] = {"binary_data_size": len(binary)}

@@ -170,13 +170,18 @@ def environment(address: str | None) -> dict[str, str]:
     return {**kept, **joined, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 
 
+def started(job: str, *flags: object, address: str | None) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Start `jobs/JOB.py`, as `running` does."""
+    return running(f"jobs/{job}.py", *flags, env=environment(address))
+
+
 @contextlib.contextmanager
-def started(job: str, *flags: object, address: str | None) -> Iterator[subprocess.Popen[str]]:
-    """Start `jobs/JOB.py` from the repository root; whatever is left of it at the end is killed."""
+def running(*arguments: object, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Start Python from the repository root; whatever is left of it at the end is killed."""
     process = subprocess.Popen(
-        [sys.executable, f"jobs/{job}.py", *map(str, flags)],
+        [sys.executable, *map(str, arguments)],
         cwd=REPOSITORY,
-        env=environment(address),
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

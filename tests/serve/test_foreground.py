@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from job_runs import environment, running
 from served import free_port
 
 from sentiment.predictor import Predictor
 
-ROOT = Path(__file__).parents[2]
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -26,38 +23,19 @@ HAPROXY = {
 }
 
 
-@contextmanager
-def started(*flags: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "serve_app", *map(str, flags)]
-    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**clean, "RAY_AUTH_MODE": "disabled", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def started(*flags: object, **more: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return running("-m", "serve_app", *flags, env=environment(None) | more)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("environment", [{}, HAPROXY], ids=["python-proxy", "haproxy"])
-def test_from_start_to_interrupt(
-    bundle: Path, predictor: Predictor, environment: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("proxy", [{}, HAPROXY], ids=["python-proxy", "haproxy"])
+def test_from_start_to_interrupt(bundle: Path, predictor: Predictor, proxy: dict[str, str], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("some-key\n")
     port = free_port()
     url, headers = f"http://127.0.0.1:{port}", {"Authorization": "Bearer some-key"}
     flags = ("--model", bundle, "--port", port, "--max-replicas", 1, "--api-keys-file", keys, "--num-cpus", 2)
-    with started(*flags, **environment) as process:
+    with started(*flags, **proxy) as process:
         wait_until_healthy(url, process)
         (one,) = predictor.predict(["what a lovely day"])
         answer = httpx.post(f"{url}/predict", json={"inputs": "what a lovely day"}, headers=headers)

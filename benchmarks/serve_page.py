@@ -51,14 +51,14 @@ def page(results: dict[str, Any]) -> str:
         _part("Requests a second", "requests", results, _requests),
         _part("Latency of a single client", "latency", results, _latency),
         _part("Many texts", "bulk", results, _bulk),
-        _part("More than it can do", "overload", results, _overload),
+        *(_part(title, "overload", {"overload": run}, _overload) for title, run in _overloads(results)),
     ]
     return "\n".join(parts)
 
 
 def _part(title: str, lane: str, results: dict[str, Any], tell: Callable[[dict[str, Any]], str]) -> str:
     run = results.get(lane)
-    if run is None:
+    if not run:
         return f"## {title}\n\nNot measured yet: `{_LANES} {lane} …`.\n"
     turns = "1 turn" if run["repeats"] == 1 else f"{run['repeats']} turns"
     where = f"Model `{run['model_id']}`, texts of {run['input']}, {turns}, on {machine_line(run['machine'])}"
@@ -138,6 +138,13 @@ back. *`/predict`*: the same texts, {run["texts_per_request"]} a request, over {
 {"".join(f"{line}{chr(10)}" for line in failures)}"""
 
 
+def _overloads(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Title and figures for each model, that with the most overload first; if none was run, no figures."""
+    runs = results.get("overload", {}).values()
+    by_load = sorted(runs, key=lambda run: -median(turn["times"] for turn in run["turns"]))
+    return [(f"More than {run['model_id']} can do", run) for run in by_load] or [("More than it can do", {})]
+
+
 def _overload(run: dict[str, Any]) -> str:
     rows = [_flood(turn) for turn in run["turns"]]
     odd = sum((_odd(turn) for turn in run["turns"]), Counter[str]())
@@ -161,10 +168,10 @@ def _overload(run: dict[str, Any]) -> str:
         "RSS before, MB",
     ]
     return f"""Capacity is what {_NAMES[OURS]} (behind HAProxy, one replica) answers over 32 connections in the same
-turn. Then, for {run["seconds"]} s, requests come due at {run["times"]} times that rate whether or not earlier ones are
-answered, over up to {run["connections"]:,} connections; while all of them wait, a request that is due is held back and
-counted, not sent. At most {run["max_queued_texts"]} texts may wait in the replica, and a request at most
-{run["request_timeout_s"]} s. Times are those of accepted requests (2xx), from when they were due.
+turn. Then, for {run["seconds"]} s after {run["warm_up_s"]} s of the same, requests come due at {run["times"]} times that
+rate whether or not earlier ones are answered, over up to {run["connections"]:,} connections; while all of them wait, a
+request that is due is held back and counted, not sent. At most {run["max_queued_texts"]} texts may wait in the replica,
+and a request at most {run["request_timeout_s"]} s. Times are those of accepted requests (2xx), from when they were due.
 
 {_table(["", "found", "asked"], found)}
 Turn by turn:

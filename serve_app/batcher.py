@@ -88,6 +88,17 @@ class Batcher:
         """Texts that wait."""
         return self._waiting
 
+    def check_room(self, texts: int) -> None:
+        """Find out whether so many texts may come in; asked before they are encoded, a refusal costs little.
+
+        An empty queue takes any number.
+
+        Raises:
+            QueueFullError: Too many wait already.
+        """
+        if self._waiting + texts > self._max_texts and self._waiting:
+            raise QueueFullError
+
     async def run(self, model: Model, ids: Sequence[Sequence[int]]) -> FloatArray:
         """Compute the logits of encoded texts.
 
@@ -104,8 +115,7 @@ class Batcher:
             QueueFullError: Too many texts wait already.
             ClosedError: The service is being stopped.
         """
-        if self._waiting + len(ids) > self._max_texts and self._waiting:
-            raise QueueFullError
+        self.check_room(len(ids))
         if self._loop is None:
             self._loop = asyncio.create_task(self._work())
         # Counted as waiting until they are done, also those that aren't queued yet.

@@ -111,8 +111,9 @@ class Engine:
         """
         predictor = self.predictor
         self._check_size(texts, field)
-        ids = await self._encode(predictor, texts, field, truncate)
         try:
+            self._batcher.check_room(len(texts))
+            ids = await self._encode(predictor, texts, field, truncate)
             async with asyncio.timeout(self.settings.request_timeout_s):
                 logits = await self._batcher.run(predictor, ids)
         except QueueFullError:

@@ -17,6 +17,11 @@ from sentiment.errors import ResourceError
 from sentiment.settings import ServeSettings
 from serve_app.deployment import api_key_digests, application
 
+# A connection that HAProxy has reset stays in the replica's memory, 10 kB of it, until this has passed: uvicorn doesn't
+# cancel its timer then. By default it is 90 s, and under a flood there are hundreds a second. Longer than HAProxy keeps
+# an idle connection to a replica (5 s), so that none is used which is just being closed.
+KEEP_ALIVE_S = 10
+
 
 def check(settings: ServeSettings) -> None:
     """Find out what can't be served before Ray starts, which takes seconds.
@@ -52,7 +57,11 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
     # A replica may run in another folder, or on another node.
     absolute = settings.model_copy(update={"model": str(Path(settings.model).absolute())})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=None))
+    serve.start(
+        http_options=HTTPOptions(
+            host=settings.host, port=settings.port, request_timeout_s=None, keep_alive_timeout_s=KEEP_ALIVE_S
+        )
+    )
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip's own progress is shown only where somebody watches.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help setup demo serve test test-unit lint format bench clean
+.PHONY: help setup demo serve test chaos test-unit lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,7 +35,10 @@ endif
 
 test: $(VENV)/development  ## all tests: unit tier, then the tiers on a local Ray
 	$(BIN)/python -m pytest tests/unit
-	$(BIN)/python -m pytest tests --ignore tests/unit -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests --ignore tests/unit -m "not slow and not gpu and not chaos"
+
+chaos: $(VENV)/development  ## kill nodes, drivers and writes, and write docs/results/chaos.md; a few minutes
+	CHAOS_RESULTS=docs/results $(BIN)/python -m pytest tests/cluster -m "not slow"
 
 test-unit: $(VENV)/development  ## the unit tier only: no Ray, under a minute
 	$(BIN)/python -m pytest tests/unit

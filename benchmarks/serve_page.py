@@ -168,10 +168,11 @@ def _overload(run: dict[str, Any]) -> str:
         "RSS before, MB",
     ]
     return f"""Capacity is what {_NAMES[OURS]} (behind HAProxy, one replica) answers over 32 connections in the same
-turn. Then, for {run["seconds"]} s after {run["warm_up_s"]} s of the same, requests come due at {run["times"]} times that
-rate whether or not earlier ones are answered, over up to {run["connections"]:,} connections; while all of them wait, a
-request that is due is held back and counted, not sent. At most {run["max_queued_texts"]} texts may wait in the replica,
-and a request at most {run["request_timeout_s"]} s. Times are those of accepted requests (2xx), from when they were due.
+turn. Then, for {run["seconds"]} s after {run["warm_up_s"]} s of the same, requests come due at {run["times"]} times
+that rate whether or not earlier ones are answered, over up to {run["connections"]:,} connections; while all of them
+wait, a request that is due is held back and counted, not sent. At most {run["max_queued_texts"]} texts may wait in the
+replica, and a request at most {run["request_timeout_s"]} s. Times are those of accepted requests (2xx), from when they
+were due.
 
 {_table(["", "found", "asked"], found)}
 Turn by turn:

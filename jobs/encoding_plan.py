@@ -24,6 +24,7 @@ from sentiment.errors import ConfigError, ResourceError
 from sentiment.models.bert_gru import encoder_config
 from sentiment.schema import SPLITS, TEXT, TRAIN
 from sentiment.settings import TrainBertSettings
+from sentiment.stores import is_uri
 
 # A shard holds about so many tokens: 50 MB of a base encoder's features, what an actor has in memory at a time.
 _SHARD_TOKENS = 32_768
@@ -77,9 +78,11 @@ def features_folder(settings: TrainBertSettings) -> Path:
     Raises:
         ConfigError: They can't go there.
     """
+    if settings.features is None and is_uri(settings.output):
+        raise ConfigError(f"--output {settings.output}: --features is needed too, a folder that all nodes see")
     if settings.features is None:
         return Path(settings.output, "features").absolute()
-    if "://" in settings.features:
+    if is_uri(settings.features):
         raise ConfigError(f"--features {settings.features}: a local or shared folder is needed, not a URI")
     folder = Path(settings.features).expanduser().absolute()
     if folder.is_relative_to(Path(settings.output).absolute()):

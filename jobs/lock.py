@@ -17,8 +17,8 @@ import psutil
 
 from jobs.background import Background
 from sentiment.corpora.folder import Folder
-from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError
+from sentiment.stores import is_uri
 
 LOCK = "_run/lock.json"
 _BEAT_S = 10.0

@@ -105,7 +105,7 @@ def encode(encoding: Encoding, settings: TrainBertSettings) -> None:
             },
             batch_format="pyarrow",
             batch_size=1,
-            compute=ActorPoolStrategy(size=settings.num_workers),
+            compute=ActorPoolStrategy(size=settings.workers[0]),
             num_cpus=settings.cpus_per_worker,
             num_gpus=1 if settings.use_gpu else 0,
         )

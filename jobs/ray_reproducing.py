@@ -17,12 +17,12 @@ from jobs.progress import Progress
 from jobs.reproduction_page import write_report
 from jobs.reproduction_run import RESULT, Planned, Resources, finished, identity_of, may_claim, run_planned
 from sentiment.corpora.prepared import PreparedData
-from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipes import RECIPES, get_recipe, twin_of
 from sentiment.schema import SPLITS, TRAIN
 from sentiment.session import ray_session, require
 from sentiment.settings import RaySettings, ReproduceSettings
+from sentiment.stores import is_uri
 from sentiment.vectors.loading import load_vectors
 
 

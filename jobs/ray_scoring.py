@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +38,7 @@ from sentiment.corpora.streams import UnreachableError
 from sentiment.errors import DataError, ResourceError, brief
 from sentiment.schema import ID_FIELD, REJECTED, REJECTED_SCHEMA, SCORED
 from sentiment.settings import EvaluateSettings, ScoreSettings
+from sentiment.stores import absolute
 
 # Shards on their way for each actor: the one it works on, the next one, and two being read.
 _SHARDS_UNDER_WAY = 4
@@ -100,7 +100,7 @@ def score_archive(
         writer = PartWriter(output, begun.tag, schemas, partition_by)
         writer.make_folders()
         work = Work(
-            model=str(Path(settings.model).absolute()),
+            model=absolute(settings.model),
             model_id=run.identity.model,
             precision=settings.precision,
             use_gpu=settings.use_gpu,

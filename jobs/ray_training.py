@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -24,18 +23,22 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.progress import Progress
 from jobs.report import plot_curve
-from jobs.train_worker import Work, train_worker
+from jobs.train_worker import CHECKPOINTS, Work, train_worker
 from jobs.training_run import Run
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.prepared import PreparedData
-from sentiment.corpora.streams import is_uri
 from sentiment.errors import ConfigError, DataError
 from sentiment.recipe import Recipe
 from sentiment.schema import TRAIN, VALIDATION
 from sentiment.session import ray_session, require
 from sentiment.settings import RaySettings, TrainSettings
+from sentiment.stores import is_uri
 
-CHECKPOINTS, IDENTITY, METRICS = "checkpoints", "run.json", "metrics.json"
+IDENTITY, METRICS, CURVE = "run.json", "metrics.json", "curve.png"
+
+# Where the number of workers may change: how often it is looked whether there is room for more. Each change goes back
+# to the last checkpoint.
+_RESIZE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,7 @@ def train(
     Raises:
         SentimentError: Data, settings or resources are not as they must be.
     """
-    if is_uri(settings.output):
-        raise ConfigError(f"--output {settings.output}: training writes to a local or shared folder, not to a URI")
-    output, started = Path(settings.output).absolute(), time.monotonic()
+    output, started = Folder(settings.output), time.monotonic()
     prepared = PreparedData(settings.data or recipe.usual_data)
     prepared.require(TRAIN, VALIDATION)
     # The quick refusals first. Ray Train gives each worker a folder of its own to stand in, so relative paths mean
@@ -86,12 +87,12 @@ def train(
     plan = plan_for(prepared.uri)
     if _is_resumed(output, settings):
         _check_identity(output, plan.run)
-        if (finished := output / METRICS).exists():
-            print(f"{output} is finished: nothing left to do", file=sys.stderr)
-            return _report(json.loads(finished.read_text()), output)
+        if output.has(METRICS):
+            print(f"{output.uri} is finished: nothing left to do", file=sys.stderr)
+            return _report(json.loads(output.read(METRICS)), output)
     with ray_session(ray_settings):
         require(
-            settings.num_workers,
+            settings.workers[0],
             "training workers",
             cpus=settings.cpus_per_worker,
             gpus=1 if settings.use_gpu else 0,
@@ -103,36 +104,40 @@ def train(
             work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
             result = _fit(work, settings, output)
     result["duration_s"] = round(time.monotonic() - started, 1)
-    Folder(str(output)).write_json(METRICS, result)
+    output.write_json(METRICS, result)
     return _report(result, output)
 
 
-def _report(result: dict[str, Any], output: Path) -> dict[str, Any]:
+def _report(result: dict[str, Any], output: Folder) -> dict[str, Any]:
     """Draw the curve, say what came out, and give the job's JSON."""
     history = result.pop("history")
-    plot_curve(history, output / "curve.png", title=result["recipe"])
+    curve = f"{output.absolute}/{CURVE}"
+    output.write_bytes(CURVE, plot_curve(history, title=result["recipe"]))
     test = "–" if result["test_accuracy"] is None else f"{result['test_accuracy']:.2%}"
     print(
         f"best epoch {result['best_epoch']}: validation accuracy {result['validation_accuracy']:.2%}, test accuracy "
-        f"{test}\nbundle {result['bundle']}\ncurve  {output / 'curve.png'}",
+        f"{test}\nbundle {result['bundle']}\ncurve  {curve}",
         file=sys.stderr,
     )
-    return {**result, "curve": str(output / "curve.png"), "output": str(output)}
+    return {**result, "curve": curve, "output": output.absolute}
 
 
-def _fit(work: Work, settings: TrainSettings, output: Path) -> dict[str, Any]:
+def _fit(work: Work, settings: TrainSettings, output: Folder) -> dict[str, Any]:
+    least, most = settings.workers
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"work": work, "output": str(output)},
+        train_loop_config={"work": work, "output": output},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=least if least == most else (least, most),
+            elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=settings.use_gpu,
             resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
         ),
         torch_config=TorchConfig(timeout_s=settings.collective_timeout_s),
         run_config=RunConfig(
             name=CHECKPOINTS,
-            storage_path=str(output),
+            storage_path=output.base,
+            storage_filesystem=output.fs if is_uri(output.uri) else None,
             # The latest is always kept too, so one is enough for the best.
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="validation_loss", checkpoint_score_order="min"
@@ -147,38 +152,39 @@ def _fit(work: Work, settings: TrainSettings, output: Path) -> dict[str, Any]:
     return result
 
 
-def _check_output(output: Path, settings: TrainSettings, inputs: Sequence[str]) -> None:
+def _check_output(output: Folder, settings: TrainSettings, inputs: Sequence[str]) -> None:
     """Refuse an output folder that holds another run, or an input. Changes nothing."""
     if _is_resumed(output, settings):
         return
-    if (output / IDENTITY).exists() and not settings.overwrite:
-        raise ConfigError(f"{output} holds a run: go on with --resume, replace it with --overwrite, or name another")
-    Folder(str(output)).check(overwrite=settings.overwrite, inputs=inputs)
+    if output.has(IDENTITY) and not settings.overwrite:
+        raise ConfigError(
+            f"{output.absolute} holds a run: go on with --resume, replace it with --overwrite, or name another"
+        )
+    output.check(overwrite=settings.overwrite, inputs=inputs)
 
 
-def _check_identity(output: Path, run: Run) -> None:
+def _check_identity(output: Folder, run: Run) -> None:
     """Refuse to go on with another run. Workers may differ: the same global batch gives the same losses."""
     try:
-        before = json.loads((output / IDENTITY).read_text())
+        before = json.loads(output.read(IDENTITY))
     except (OSError, ValueError) as error:
-        raise DataError(f"{output / IDENTITY} can't be read: start anew with --overwrite") from error
+        raise DataError(f"{output.absolute}/{IDENTITY} can't be read: start anew with --overwrite") from error
     identity = run.identity
     differing = [key for key in identity if before.get(key) != identity[key]]
     if differing:
         raise ConfigError(
-            f"--resume: {output} was made with another {' and '.join(differing)}; use those again, or start "
+            f"--resume: {output.absolute} was made with another {' and '.join(differing)}; use those again, or start "
             "anew with --overwrite instead of --resume"
         )
 
 
-def _claim_output(output: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:
+def _claim_output(output: Folder, settings: TrainSettings, identity: dict[str, Any]) -> None:
     """Make the folder ours, once nothing else can refuse the run: empty it unless the run goes on there."""
     if _is_resumed(output, settings):
         return
-    folder = Folder(str(output))
-    folder.claim(overwrite=settings.overwrite)
-    folder.write_json(IDENTITY, identity)
+    output.claim(overwrite=settings.overwrite)
+    output.write_json(IDENTITY, identity)
 
 
-def _is_resumed(output: Path, settings: TrainSettings) -> bool:
-    return settings.resume and (output / IDENTITY).exists()
+def _is_resumed(output: Folder, settings: TrainSettings) -> bool:
+    return settings.resume and output.has(IDENTITY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import re
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ from sentiment.recipe import Recipe
 from sentiment.settings import Section
 
 
-def plot_curve(history: list[dict[str, Any]], path: Path, title: str) -> None:
+def plot_curve(history: list[dict[str, Any]], title: str) -> bytes:
     """Draw loss and accuracy over the epochs.
 
     Args:
         history: A line of `metrics.jsonl` for each epoch.
-        path: PNG to write.
         title: Above the picture.
+
+    Returns:
+        A PNG file.
     """
     # The object interface with the Agg canvas: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,7 +47,9 @@ def plot_curve(history: list[dict[str, Any]], path: Path, title: str) -> None:
     loss.axvline(best["epoch"], color="#0b6bcb", alpha=0.3, linewidth=6)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.suptitle(f"{title}: best epoch {best['epoch']}, validation accuracy {best['validation_accuracy']:.2%}")
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    return picture.getvalue()
 
 
 def model_card(recipe: Recipe, metrics: dict[str, Any], manifest: dict[str, Any]) -> str:

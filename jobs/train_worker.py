@@ -14,11 +14,13 @@ import ray.train.torch
 import torch
 
 from jobs.training_run import Place, Run, bundle_run, train_run
-from sentiment.checkpoint import Checkpoint
+from sentiment.bundle import MANIFEST
+from sentiment.checkpoint import STATE, Checkpoint
 from sentiment.corpora.folder import Folder
 from sentiment.errors import SentimentError
 from sentiment.training import Hooks
 
+BUNDLE, CHECKPOINTS = "bundle", "checkpoints"
 _SHOW_EVERY_S = 0.5
 
 
@@ -45,12 +47,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     A mistake of the user's is returned too, as `error`: raised, it would count as a lost worker and be tried again.
     """
     try:
-        return _train_worker(config["work"], Path(config["output"]))
+        return _train_worker(config["work"], config["output"])
     except SentimentError as error:
         return {"error": error}
 
 
-def _train_worker(work: Work, output: Path) -> dict[str, Any] | None:
+def _train_worker(work: Work, output: Folder) -> dict[str, Any] | None:
     context = ray.train.get_context()
     torch.set_num_threads(work.cpus)
     place = Place(
@@ -61,8 +63,10 @@ def _train_worker(work: Work, output: Path) -> dict[str, Any] | None:
     trained = train_run(work.run, place, hooks=_hooks(work, output, place.rank), resume=_last_checkpoint())
     if place.rank != 0:
         return None
-    bundle = bundle_run(output / "bundle", work.run, trained)
-    return {"bundle": str(bundle.path), "model_id": bundle.model_id, **trained.metrics}
+    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
+        bundle = bundle_run(Path(scratch), work.run, trained)
+        output.upload(BUNDLE, bundle.path, last=MANIFEST)
+    return {"bundle": f"{output.absolute}/{BUNDLE}", "model_id": bundle.model_id, **trained.metrics}
 
 
 def _last_checkpoint() -> Checkpoint | None:
@@ -74,7 +78,7 @@ def _last_checkpoint() -> Checkpoint | None:
         return Checkpoint.load(Path(folder))
 
 
-def _hooks(work: Work, output: Path, rank: int) -> Hooks:
+def _hooks(work: Work, output: Folder, rank: int) -> Hooks:
     """Checkpoints go to Ray Train, words and steps to the progress board."""
     epochs = work.run.recipe.epochs
     shown_at = 0.0
@@ -87,11 +91,18 @@ def _hooks(work: Work, output: Path, rank: int) -> Hooks:
             return
         if figures:
             lines = "".join(json.dumps(line) + "\n" for line in checkpoint.progress.history)
-            Folder(str(output)).write_text("metrics.jsonl", lines)
+            output.write_text("metrics.jsonl", lines)
             work.board.say.remote(epoch_line(figures, epochs))
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             checkpoint.save(Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            checkpoint_files = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint_files, checkpoint_upload_fn=upload)
+
+    def upload(files: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """As Ray would, but a store that refuses something is asked again."""
+        there = f"{CHECKPOINTS}/{name}"
+        output.upload(there, Path(files.path), last=STATE)
+        return ray.train.Checkpoint(output.inner(there), output.fs)
 
     def on_step(epoch: int, step: int, steps: int) -> None:
         nonlocal shown_at

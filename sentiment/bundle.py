@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sentiment.encoder_tokenizer import EncoderTokenizer
-from sentiment.errors import BundleError
+from sentiment.errors import BundleError, DataError, brief
 from sentiment.schema import LABELS
 from sentiment.shapes import BertGruConfig, ModelConfig
+from sentiment.stores import fetch, is_uri
 from sentiment.tokenizers import Tokenizer, WordTokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -79,10 +81,24 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Open a bundle and check every file against the manifest.
 
+        Args:
+            path: Folder, or a URI of one, which is copied to this machine's cache first (`sentiment.stores.fetch`).
+
         Raises:
             BundleError: The folder is no bundle, a file is missing, altered or of another format; says which.
         """
-        path = Path(path)
+        if not is_uri(str(path)):
+            return cls._open(Path(path))
+        copy = _fetched(str(path))
+        try:
+            return cls._open(copy)
+        except BundleError:
+            # The store may have the right bytes where the copy hasn't.
+            shutil.rmtree(copy, ignore_errors=True)
+            return cls._open(_fetched(str(path)))
+
+    @classmethod
+    def _open(cls, path: Path) -> Bundle:
         if not path.is_dir():
             raise BundleError(f"no bundle at {path}: there is no such folder")
         manifest = _read_json(path / MANIFEST, _Manifest)
@@ -156,6 +172,23 @@ def write_bundle(
     return Bundle.open(path)
 
 
+def _fetched(uri: str) -> Path:
+    try:
+        return fetch(uri, MANIFEST, _files_in)
+    except (DataError, OSError) as error:
+        raise BundleError(f"no bundle at {uri}: {brief(error)}") from error
+
+
+def _files_in(content: bytes) -> list[str]:
+    try:
+        names = list(_Manifest.model_validate_json(content).files)
+    except ValidationError as error:
+        raise BundleError(f"{MANIFEST} can't be read: {_first_problem(error)}") from error
+    for name in names:
+        _check_name(MANIFEST, name)
+    return names
+
+
 def _model_id(recipe: str, files: dict[str, _FileEntry]) -> str:
     """Recipe and a digest over the files that decide a prediction."""
     digest = hashlib.sha256("".join(files[name].sha256 for name in (CONFIG, WEIGHTS, TOKENIZER)).encode())
@@ -167,9 +200,13 @@ def _entry(path: Path) -> _FileEntry:
         return _FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _verify(folder: Path, name: str, expected: _FileEntry) -> None:
+def _check_name(manifest: Path | str, name: str) -> None:
     if Path(name).name != name:
-        raise BundleError(f"{folder / MANIFEST} lists {name!r}, which isn't a file of the bundle's own folder")
+        raise BundleError(f"{manifest} lists {name!r}, which isn't a file of the bundle's own folder")
+
+
+def _verify(folder: Path, name: str, expected: _FileEntry) -> None:
+    _check_name(folder / MANIFEST, name)
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing: the bundle is incomplete; copy or train it again")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sentiment.errors import DataError
 
+STATE = "state.json"
 Weights = dict[str, Tensor]
 # What reading a file that was cut short or altered has been seen to raise.
 _DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, UnpicklingError, SafetensorError)
@@ -73,7 +74,7 @@ class Checkpoint:
         if self.best_weights is not None and self.best_weights is not self.weights:
             save_file(self.best_weights, folder / "best.safetensors")
         torch.save(self.optimizer, folder / "optimizer.pt")
-        (folder / "state.json").write_text(json.dumps(asdict(self.progress), indent=1))
+        (folder / STATE).write_text(json.dumps(asdict(self.progress), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -83,7 +84,7 @@ class Checkpoint:
             DataError: A file is missing or damaged.
         """
         try:
-            progress = Progress(**json.loads((folder / "state.json").read_text()))
+            progress = Progress(**json.loads((folder / STATE).read_text()))
             weights = load_file(folder / "model.safetensors")
             best_weights: Weights | None = None
             if progress.best_epoch is not None:

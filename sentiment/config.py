@@ -101,7 +101,7 @@ def describe(error: ValidationError) -> str:
         if problem["type"] == "missing":
             problems.append(f"{flag} is required")
         else:
-            problems.append(f"{flag}: {problem['msg']}, got {problem['input']!r}")
+            problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
     return "; ".join(problems)
 
 

@@ -5,13 +5,25 @@ Imports neither torch nor ray, so that `--help` and a mistyped flag answer at on
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Precision = Literal["auto", "bf16", "float32"]
 Encoding = Literal["auto", "utf-8", "latin-1"]
+
+
+def _range(given: Any) -> int | list[int]:
+    """`1-4` as it may stand on a command line, for [1, 4]; refuses what is neither that nor a number."""
+    parts = given.split("-") if isinstance(given, str) else given if isinstance(given, (list, tuple)) else [given]
+    ends = [int(part) for part in parts if str(part).strip().isdecimal()]
+    if len(ends) != len(parts) or len(ends) not in (1, 2) or not 1 <= ends[0] <= ends[-1]:
+        raise ValueError("must be a number from 1 on, or a range such as 1-4 ([1, 4] in a file)")
+    return ends[0] if len(ends) == 1 else ends
+
+
+NumWorkers = Annotated[int | tuple[int, int], BeforeValidator(_range)]
 
 
 class Section(BaseSettings):
@@ -73,7 +85,9 @@ class TrainSettings(Section):
     )
     output: str = Field(description="folder for checkpoints, curve, metrics and the bundle")
     recipe: str = Field("tweets", description="named recipe of sentiment/recipes.py")
-    num_workers: int = Field(2, gt=0, description="Ray Train workers, data-parallel")
+    num_workers: NumWorkers = Field(
+        2, description="Ray Train workers, data-parallel; 1-4: as many as there is room for, more or fewer on the way"
+    )
     use_gpu: bool = Field(False, description="one GPU for each worker")
     cpus_per_worker: int = Field(1, gt=0, description="CPUs, and torch threads, of a worker")
     seed: int = Field(1, ge=0, description="everything random follows from it")
@@ -84,6 +98,11 @@ class TrainSettings(Section):
     max_failures: int = Field(2, ge=0, description="lost workers that are made good from the last checkpoint")
     collective_timeout_s: int = Field(120, gt=0, description="a worker that waits longer for the others fails, s")
     overrides: dict[str, Any] = Field({}, description="fields of the recipe that were set")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Ray Train workers, at least and at most."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
 
 class TrainBertSettings(TrainSettings):

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 
 from ray import serve
 from ray.serve.config import HTTPOptions
@@ -15,6 +14,7 @@ from ray.serve.config import HTTPOptions
 from sentiment.bundle import Bundle
 from sentiment.errors import ResourceError
 from sentiment.settings import ServeSettings
+from sentiment.stores import absolute
 from serve_app.deployment import api_key_digests, application
 
 # A connection that HAProxy has reset stays in the replica's memory, 10 kB of it, until this has passed: uvicorn doesn't
@@ -55,7 +55,7 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
         ResourceError: Ray Serve couldn't bring it up.
     """
     # A replica may run in another folder, or on another node.
-    absolute = settings.model_copy(update={"model": str(Path(settings.model).absolute())})
+    settings = settings.model_copy(update={"model": absolute(settings.model)})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
         http_options=HTTPOptions(
@@ -68,7 +68,7 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
     try:
         _say(f"loading {settings.model}")
         try:
-            serve.run(application(absolute), name=settings.name, route_prefix="/")
+            serve.run(application(settings), name=settings.name, route_prefix="/")
         except RuntimeError as error:
             raise ResourceError(f"the service didn't come up: {' '.join(str(error).split())[:500]}") from error
         url = f"http://{settings.host}:{settings.port}"

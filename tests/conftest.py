@@ -6,12 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from job_runs import free_port
 
 from sentiment.settings import RaySettings
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where tests may have an S3 server; the environment says so before Ray starts, whose workers keep theirs."""
+    port = free_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield port
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_port: int) -> Iterator[str]:
     """One embedded Ray for the whole session, with more logical CPUs than the machine may have; gives its address.
 
     Jobs that are called in this process join it; jobs in processes of their own get the address.

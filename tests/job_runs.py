@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -127,6 +128,13 @@ def labelled_rows(corpus: Corpus) -> list[dict[str, str]]:
         if (TWEETS, number) not in unusable and fields[0] != "2"
     ]
     return rows + [json.loads(line) for line in (corpus.folder / MORE).read_bytes().split(b"\n")[:OWN_WORDS]]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def call_job(job: Job[Any], *flags: object) -> tuple[int, str, str]:

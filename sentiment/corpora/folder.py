@@ -1,6 +1,7 @@
 """A folder that jobs write to, on a local disk or behind any pyarrow or fsspec URI.
 
-Small files are written beside and renamed, so a reader never sees half of one.
+Files are written beside and renamed, so a reader never sees half of one; object stores show only whole ones anyway.
+What a remote store refuses is asked of it again, for up to six seconds.
 """
 
 from __future__ import annotations
@@ -8,18 +9,25 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
+import random
 import re
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from sentiment.corpora.streams import is_uri, resolve
 from sentiment.errors import ConfigError, DataError
+from sentiment.stores import absolute, is_uri, resolve
 
+# Arrow's names of stores in which a file appears once it is written whole.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+# Between attempts at what a remote store refused.
+_WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
+T = TypeVar("T")
 # What jobs write into an output folder, at its top.
 _OURS = re.compile(
     r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
@@ -35,12 +43,14 @@ class Folder:
 
     Attributes:
         uri: As the user would write it.
+        absolute: The same for whoever stands in another folder.
         fs: Its file system.
         base: The path inside that.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
+        self.absolute = absolute(self.uri)
         if is_uri(uri):
             self.fs, self.base = resolve(self.uri)
         else:
@@ -121,15 +131,21 @@ class Folder:
         except OSError as error:
             raise DataError(f"can't write to {self.uri}: {error}") from error
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            OSError: It can't be found out.
+        """
+        return bool(self.fs.get_file_info(self.inner(name)).is_file)
+
     def read(self, name: str) -> bytes:
         """Read a small file.
 
         Raises:
             OSError: It isn't there or can't be read.
         """
-        with self.fs.open_input_stream(self.inner(name)) as stream:
-            content: bytes = stream.read()
-        return content
+        return self._insist(lambda: self._read(name))
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file, whole or not at all; its folder is made if it must be.
@@ -137,7 +153,45 @@ class Folder:
         Raises:
             OSError: It can't be written; nothing is left of it.
         """
-        path = self.inner(name)
+        self._insist(lambda: self._write(self.inner(name), content))
+
+    def upload(self, name: str, source: Path, last: str) -> None:
+        """Write a folder's files to a folder inside this one, one of them last: where it is, the others are too.
+
+        Args:
+            name: Of the folder inside this one; what it holds is replaced.
+            source: Local folder, without folders in it.
+            last: Name of that file.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        self._insist(lambda: self.fs.create_dir(self.inner(name), recursive=True))
+        self._insist(lambda: self.fs.delete_dir_contents(self.inner(name)))
+        for file in sorted(source.iterdir(), key=lambda file: file.name == last):
+            with pa.memory_map(str(file)) as content:
+                self.write_bytes(f"{name}/{file.name}", content.read_buffer())
+
+    def _insist(self, act: Callable[[], T]) -> T:
+        for wait_s in _WAITS_S if is_uri(self.uri) else ():
+            try:
+                return act()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(wait_s * random.uniform(0.5, 1))
+        return act()
+
+    def _read(self, name: str) -> bytes:
+        with self.fs.open_input_stream(self.inner(name)) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def _write(self, path: str, content: bytes | pa.Buffer) -> None:
+        if self.fs.type_name in _OBJECT_STORES:
+            with self.fs.open_output_stream(path) as stream:
+                stream.write(content)
+            return
         # A name of its own: a process that should be dead may be writing the same file.
         beside = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp")
         try:

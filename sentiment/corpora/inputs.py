@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from sentiment.corpora.streams import NOT_REGULAR, is_uri, resolve
+from sentiment.corpora.streams import NOT_REGULAR
 from sentiment.errors import DataError, brief
+from sentiment.stores import is_uri, resolve
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from sentiment.batching import Examples
 from sentiment.corpora.folder import Folder
-from sentiment.corpora.streams import is_uri
 from sentiment.errors import DataError
 from sentiment.schema import IDS, LABEL, MANIFEST, PREPARED_SCHEMA, ROW_ID, TEXT
+from sentiment.stores import is_uri
 from sentiment.tokenizers import WordTokenizer
 
 TOKENIZER = "tokenizer.json"

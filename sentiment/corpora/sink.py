@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -52,8 +53,10 @@ class FolderSink(Datasink[Counter[str]]):
     def write(self, blocks: Iterable[Any], ctx: Any) -> Counter[str]:
         """Write the blocks of one task; returns the rows of each subfolder."""
         rows: Counter[str] = Counter()
-        writers: dict[str, pq.ParquetWriter] = {}
-        try:
+        # In memory until they are whole: a file has `rows_per_file` rows, about.
+        files: dict[str, pa.BufferOutputStream] = {}
+        with ExitStack() as stack:
+            writers: dict[str, pq.ParquetWriter] = {}
             for block in blocks:
                 table = BlockAccessor.for_block(block).to_arrow()
                 if not table.num_rows:
@@ -63,24 +66,15 @@ class FolderSink(Datasink[Counter[str]]):
                     if not part.num_rows:
                         continue
                     if name not in writers:
-                        writers[name] = self._writer(self._path(name, ctx.task_idx, hidden=True), schema)
+                        files[name] = pa.BufferOutputStream()
+                        writers[name] = stack.enter_context(pq.ParquetWriter(files[name], schema, compression="zstd"))
                     writers[name].write_table(part)
                     rows[name] += part.num_rows
-        finally:
-            for writer in writers.values():
-                writer.close()
-        for name in writers:
-            self._folder.fs.move(self._path(name, ctx.task_idx, hidden=True), self._path(name, ctx.task_idx))
+        for name, file in files.items():
+            self._folder.write_bytes(f"{name}/part-{ctx.task_idx:06d}.parquet", file.getvalue())
         return rows
 
     def on_write_complete(self, write_result: Any) -> None:
         """Add up what the tasks wrote."""
         for rows in write_result.write_returns:
             self.rows += rows
-
-    def _path(self, name: str, task: int, *, hidden: bool = False) -> str:
-        # Readers of Parquet folders pass over names with a leading dot.
-        return self._folder.inner(f"{name}/{'.' if hidden else ''}part-{task:06d}.parquet")
-
-    def _writer(self, path: str, schema: pa.Schema) -> pq.ParquetWriter:
-        return pq.ParquetWriter(path, schema, filesystem=self._folder.fs, compression="zstd")

@@ -1,20 +1,16 @@
-"""A file's bytes, wherever it lies: local paths and URIs through one `pyarrow.fs` interface, decompressed as they come.
-
-A scheme Arrow doesn't know is asked of fsspec.
-"""
+"""A file's bytes, wherever it lies: local paths and URIs through one `pyarrow.fs` interface, decompressed as read."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Iterator
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sentiment.errors import DataError, brief
+from sentiment.stores import resolve
 
 # Bytes asked of a stream at once.
 PIECE_BYTES = 1 << 17
@@ -51,39 +47,6 @@ def refuse_unreachable(error: BaseException, path: str) -> None:
     has_errno = isinstance(error, OSError) and error.errno is not None
     if has_errno or isinstance(error, (MemoryError, pa.ArrowMemoryError)) or _STORE.search(str(error)):
         raise UnreachableError(f"{path} can't be read now: {brief(error)}") from error
-
-
-def is_uri(path: str) -> bool:
-    """Tell a URI (`s3://…`, `memory://…`) from a local path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
-
-
-@functools.lru_cache(maxsize=64)
-def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Find the file system of a URI: Arrow's own first, then fsspec's.
-
-    Args:
-        uri: The URI as given.
-
-    Returns:
-        The file system and the path inside it.
-
-    Raises:
-        DataError: Neither knows the scheme, or the store can't be reached.
-    """
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
-        pass  # A scheme Arrow doesn't know, or characters it wants quoted: fsspec is more lenient.
-    except OSError as error:
-        raise DataError(f"can't reach {uri}: {brief(error)}") from error
-    try:
-        fs, inner = fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        raise DataError(f"can't open {uri}: {brief(error)} (pip install the fsspec driver of that scheme)") from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"can't open {uri}: {brief(error)}; neither pyarrow nor fsspec reads it") from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), str(inner)
 
 
 def _filesystem(root: str) -> pafs.FileSystem:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from ray.cluster_utils import Cluster
+from recovery import Recoveries
 
 from sentiment.bundle import BundleConfig, write_bundle
 from sentiment.corpora.synthetic import tweets
@@ -25,8 +27,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
 
 
+@pytest.fixture(scope="session")
+def recoveries() -> Recoveries:
+    """Takes down what the chaos tests find."""
+    return Recoveries()
+
+
+@pytest.fixture(scope="session")
+def flaky_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Installs the file system `flaky` for all processes that start from now on; gives the log of its failures."""
+    plugins = tmp_path_factory.mktemp("plugins")
+    log = plugins / "failures.log"
+    log.touch()
+    shutil.copy(Path(__file__).parent / "stores" / "flaky_store.py", plugins)
+    about = plugins / "flaky_store-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: flaky-store\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[fsspec.specs]\nflaky = flaky_store:FlakyFileSystem\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(plugins), prepend=os.pathsep)
+        patch.setenv("FLAKY_STORE_LOG", str(log))
+        yield log
+
+
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Cluster]:
+def nodes(flaky_store: Path) -> Iterator[Cluster]:
     """A head of two logical CPUs, to which tests add nodes; jobs join it in processes of their own.
 
     For a module only: the session's Ray of the other folders must not run beside it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 import uvicorn
 from fastapi.testclient import TestClient
+from job_runs import free_port
 
 from sentiment.bundle import BundleConfig, write_bundle
 from sentiment.corpora.synthetic import tweets
@@ -97,12 +97,6 @@ def serve_app(bundle: Path, *keys: str, **settings: object) -> Iterator[Served]:
         assert client.portal is not None
         client.portal.call(engine.load, str(bundle))
         yield Served(client, engine, notes)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

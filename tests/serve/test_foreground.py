@@ -11,8 +11,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from job_runs import environment, running
-from served import free_port
+from job_runs import environment, free_port, running
 
 from sentiment.predictor import Predictor
 

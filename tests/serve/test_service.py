@@ -24,11 +24,10 @@ import ray
 import tritonclient.http as triton
 import yaml
 from huggingface_hub import InferenceClient
-from job_runs import REPOSITORY
+from job_runs import REPOSITORY, free_port
 from ray import serve
 from ray._private.worker import get_dashboard_url
 from ray.util.state import list_actors
-from served import free_port
 
 from sentiment.predictor import Predictor
 

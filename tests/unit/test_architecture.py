@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # further names stand for all their modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.shapes", "sentiment.settings"),
-    ("sentiment.config", "sentiment.hub"),
+    ("sentiment.config", "sentiment.hub", "sentiment.stores"),
     (
         *("sentiment.tokenizers", "sentiment.vectors", "sentiment.batching", "sentiment.devices"),
         *("sentiment.encoders", "sentiment.optimisation"),

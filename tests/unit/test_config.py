@@ -183,8 +183,10 @@ def test_mistyped_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"num_workers": "three"}, r"--num-workers: .*integer.*, got 'three'"),
-        ({"num_workers": "0"}, r"--num-workers: .*greater than 0, got '0'"),
+        ({"num_workers": "three"}, r"^--num-workers: must be a number from 1 on, or a range .*, got 'three'$"),
+        ({"num_workers": "0"}, r"--num-workers: must be a number from 1 on.*, got '0'"),
+        ({"num_workers": [4, 1]}, r"--num-workers: must be a number from 1 on.*, got \[4, 1\]"),
+        ({"cpus_per_worker": "0"}, r"--cpus-per-worker: .*greater than 0, got '0'"),
         ({"precision": "fp16"}, r"--precision: .*'bf16'.*, got 'fp16'"),
         ({"use_gpu": "perhaps"}, r"--use-gpu: .*boolean.*, got 'perhaps'"),
         ({"seed": "-1", "max_failures": "x"}, r"--seed: .*got '-1'; --max-failures: .*got 'x'"),

@@ -1,0 +1,112 @@
+"""A node is lost while it serves: who asks then waits a little longer, or is told to come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from job_runs import environment, free_port, running, wait_for
+from ray.cluster_utils import Cluster
+from recovery import Recoveries
+
+pytestmark = pytest.mark.chaos
+CLIENTS = 8
+
+
+@dataclass
+class Answers:
+    """What came back, and when."""
+
+    statuses: Counter[object] = field(default_factory=Counter)
+    slowest_s: float = 0.0
+    last_refusal: float = 0.0
+
+    @property
+    def good(self) -> int:
+        return self.statuses[200]
+
+
+@contextmanager
+def traffic(url: str) -> Iterator[Answers]:
+    """Clients that ask all the time, each in a connection of its own."""
+    answers, stop = Answers(), threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    status: object = client.post(f"{url}/predict", json={"inputs": "what a day"}).status_code
+                except httpx.HTTPError as error:
+                    status = type(error).__name__
+                answers.statuses[status] += 1
+                answers.slowest_s = max(answers.slowest_s, time.monotonic() - began)
+                if status != 200:
+                    answers.last_refusal = time.monotonic()
+                    stop.wait(0.05)  # as a client does that is told to come back
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        tasks = [pool.submit(ask) for _ in range(CLIENTS)]
+        try:
+            yield answers
+        finally:
+            stop.set()
+        for task in tasks:
+            task.result()
+
+
+def is_healthy(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{url}/health").status_code == 200
+    return False
+
+
+def test_node_lost_while_serving(nodes: Cluster, bundle: Path, recoveries: Recoveries) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    # Two CPUs for a replica: one fits on the head, the other on the node that is lost.
+    flags = ("--model", bundle, "--port", port, "--min-replicas", 2, "--max-replicas", 2, "--cpus-per-replica", 2)
+    lost = nodes.add_node(num_cpus=2, object_store_memory=200 << 20)
+    try:
+        with running("-m", "serve_app", *flags, "--address", nodes.address, env=environment(None)) as process:
+            wait_for("both replicas", lambda: is_healthy(url) and both_busy(nodes), process)
+            with traffic(url) as answers:
+                wait_for("traffic", lambda: answers.good > 100, process)
+                nodes.remove_node(lost, allow_graceful=False)
+                killed, before = time.monotonic(), answers.good
+                wait_for(
+                    "calm",
+                    lambda: answers.good > before + 300 and time.monotonic() > max(killed, answers.last_refusal) + 5,
+                    process,
+                )
+                calm_s = max(0.0, answers.last_refusal - killed)
+                nodes.add_node(num_cpus=2, object_store_memory=200 << 20)
+                wait_for("the second replica again", lambda: both_busy(nodes), process)
+    finally:
+        for node in [one for one in nodes.list_all_nodes() if one is not nodes.head_node]:
+            nodes.remove_node(node, allow_graceful=False)
+    others = {status: count for status, count in answers.statuses.items() if status != 200}
+    assert set(others) <= {503}, others
+    refused = ", ".join(f"{count} × {status}" for status, count in others.items()) or "none"
+    recoveries.note(
+        done="node with one of two replicas killed",
+        to=f"service under {CLIENTS} clients",
+        finished=f"{answers.good:,} requests answered, refused: {refused}, slowest answer {answers.slowest_s:.1f} s",
+        lost="nothing",
+        recovered=f"{calm_s:.1f} s until the last refusal",
+        known="every request got 200 or 503; a new node gets the second replica",
+    )
+
+
+def both_busy(nodes: Cluster) -> bool:
+    """Both nodes' CPUs are taken, by a replica each."""
+    free = nodes.global_state.available_resources_per_node()
+    return len(free) == 2 and not any(node.get("CPU") for node in free.values())

@@ -22,7 +22,7 @@ from sentiment.errors import ConfigError, DataError
 
 # What jobs write into an output folder, at its top.
 _OURS = re.compile(
-    r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
+    r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|mlflow|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
     r"|train|validation|test|features|scored|rejected|bundle|checkpoints|prepared|model|corpus\.csv|archive\.jsonl\.gz"
 )
 

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,7 @@ class News:
         label: Beside the bar.
         done: Units done, of `total`; 0 where that isn't known.
         note: Behind them.
+        measured: Figures for a meter, as they were last set.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -38,6 +40,7 @@ class News:
     done: int = 0
     total: int = 0
     note: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 class Board:
@@ -58,6 +61,10 @@ class Board:
         """Set everything."""
         self._news.label, self._news.done, self._news.total = label, done, total
 
+    def measure(self, figures: dict[str, float]) -> None:
+        """Set figures for a meter."""
+        self._news.measured |= figures
+
     def read(self) -> News:
         """What there is to show; lines are given once."""
         news, self._news = self._news, dataclasses.replace(self._news, lines=[])
@@ -71,15 +78,25 @@ class Progress:
         label: Beside the bar.
         unit: What is counted, e.g. "rows".
         board: The actor's class.
+        meter: Gets the news too, about twice a second.
         told: What its constructor is given.
     """
 
-    def __init__(self, label: str, unit: str, board: type[Board] = Board, **told: Any) -> None:
+    def __init__(
+        self,
+        label: str,
+        unit: str,
+        board: type[Board] = Board,
+        *,
+        meter: Callable[[News], None] | None = None,
+        **told: Any,
+    ) -> None:
         # Beside the driver: another node may go.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board: Any = ray.remote(board).options(num_cpus=0, scheduling_strategy=here).remote(**told)
         self._label = label
         self._unit = unit
+        self._meter = meter
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
         self._bar: tqdm[Any] | None = None
@@ -104,9 +121,12 @@ class Progress:
             # One more look after the stop, so that the last words are shown.
             stopped = self._stop.wait(_POLL_S)
             try:
-                self._print(ray.get(self.board.read.remote(), timeout=10))
+                news: News = ray.get(self.board.read.remote(), timeout=10)
             except ray.exceptions.RayError:
                 break  # The cluster is gone; whoever waits for the work says so.
+            self._print(news)
+            if self._meter is not None:
+                self._meter(news)
         if self._bar is not None:
             self._bar.close()
 

@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from jobs.lock import Lock
+from jobs.metrics import ScoringMeter
 from jobs.progress import Progress
 from jobs.scorer import BEGAN_S, ENDED_S, ERROR, REPORT, Scorer, Work
 from jobs.scoring_pool import READ_CPUS, Pool, watch
@@ -132,6 +133,7 @@ class _Job:
         self._plan, self._groups, self._work, self._output, self._lock = plan, groups, work, output, lock
         self._reports = {(report.group, report.number): report for report in reports}
         self._began, self._ended, self._rows = float("inf"), 0.0, 0
+        self._meter = ScoringMeter(output.uri, self._sum().scored, self._stored_bytes())
         if work.strict:
             self._refuse_unreadable()
 
@@ -168,6 +170,8 @@ class _Job:
                     ) from error
                 pool = Pool.of(settings, at_most=pool.size)
                 _say(f"workers were lost: going on with {pool.size} model actors")
+        # Of the last shards the board may not have heard before it was read for the last time.
+        self._meter.reach(self._sum().scored, self._stored_bytes())
         elapsed_s = self._ended - self._began
         return round(self._rows / elapsed_s, 1) if self._rows else None
 
@@ -178,9 +182,9 @@ class _Job:
             done.setdefault(group, []).append(number)
         total = self._sum()
         stored = sum(group.size_bytes for group in self._groups)
-        finished = sum(report.stored_bytes for report in self._reports.values())
         told = {"stored_bytes": stored, "rows": total.rows, "rejected": total.rejected}
-        with Progress("score", "rows", ScoringBoard, **told, bytes_done=finished) as progress:
+        told |= {"bytes_done": self._stored_bytes()}
+        with Progress("score", "rows", ScoringBoard, meter=self._meter.tell, **told) as progress:
             dataset = read_shards(self._plan, groups, done, num_cpus=READ_CPUS)
             # Else reading runs ahead and fills the object store: memory would grow with the archive.
             dataset.context.execution_options.resource_limits = ExecutionResources(
@@ -210,6 +214,7 @@ class _Job:
     def _keep(self, report: ShardReport, began: float, ended: float) -> None:
         self._reports[report.group, report.number] = report
         self._rows += report.report.rows
+        self._meter.reject(report.report.reasons)
         self._began, self._ended = min(self._began, began), max(self._ended, ended)
 
     def _is_done(self, group: Group) -> bool:
@@ -226,6 +231,10 @@ class _Job:
         for report in self._reports.values():
             total.add(report.report)
         return total
+
+    def _stored_bytes(self) -> int:
+        """Of the input that is done."""
+        return sum(report.stored_bytes for report in self._reports.values())
 
     def total(self) -> Report:
         """All counts, once they were held against what is there.

@@ -6,7 +6,7 @@
     writes metrics and the curve   ←  measures the best weights on the test rows; rank 0 writes the bundle
 
 Output folder: `bundle/`, `checkpoints/` (the best by validation loss and the last), `metrics.jsonl` (a line an epoch),
-`metrics.json`, `curve.png`, `run.json` (what the run was made of; `--resume` holds to it).
+`metrics.json`, `curve.png`, `run.json` (what the run was made of; `--resume` holds to it); `mlflow.json` with --mlflow.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.metrics import TrainingMeter
 from jobs.progress import Progress
 from jobs.report import plot_curve
+from jobs.tracking import check_tracking, tracked
 from jobs.train_worker import CHECKPOINTS, Work, train_worker
 from jobs.training_run import Run
 from sentiment.corpora.folder import Folder
@@ -78,6 +81,7 @@ def train(
     Raises:
         SentimentError: Data, settings or resources are not as they must be.
     """
+    check_tracking(settings)
     output, started = Folder(settings.output), time.monotonic()
     prepared = PreparedData(settings.data or recipe.usual_data)
     prepared.require(TRAIN, VALIDATION)
@@ -89,23 +93,28 @@ def train(
         _check_identity(output, plan.run)
         if output.has(METRICS):
             print(f"{output.uri} is finished: nothing left to do", file=sys.stderr)
-            return _report(json.loads(output.read(METRICS)), output)
-    with ray_session(ray_settings):
-        require(
-            settings.workers[0],
-            "training workers",
-            cpus=settings.cpus_per_worker,
-            gpus=1 if settings.use_gpu else 0,
-        )
-        run = plan.complete()
-        _claim_output(output, settings, run.identity)
-        plan.prepare()
-        with Progress("train", "steps") as progress:
-            work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
-            result = _fit(work, settings, output)
-    result["duration_s"] = round(time.monotonic() - started, 1)
-    output.write_json(METRICS, result)
-    return _report(result, output)
+            with tracked(settings, recipe, output):
+                return _report(json.loads(output.read(METRICS)), output)
+    with ExitStack() as tracking:
+        with ray_session(ray_settings):
+            require(
+                settings.workers[0],
+                "training workers",
+                cpus=settings.cpus_per_worker,
+                gpus=1 if settings.use_gpu else 0,
+            )
+            run = plan.complete()
+            _claim_output(output, settings, run.identity)
+            # It ends after the last record is written.
+            tracking.enter_context(tracked(settings, recipe, output))
+            plan.prepare()
+            meter = TrainingMeter(output.absolute, recipe.name)
+            with Progress("train", "steps", meter=meter.tell) as progress:
+                work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
+                result = _fit(work, settings, output)
+        result["duration_s"] = round(time.monotonic() - started, 1)
+        output.write_json(METRICS, result)
+        return _report(result, output)
 
 
 def _report(result: dict[str, Any], output: Folder) -> dict[str, Any]:

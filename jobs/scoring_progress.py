@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import Any
 
+from jobs.metrics import ROWS, SHARE, STORED_BYTES
 from jobs.progress import Board, News
 
 
@@ -59,12 +60,16 @@ class ScoringBoard(Board):
         """Work out what there is to show."""
         rows, rejected, stored = (new + old for new, old in zip(self._sums, self._before, strict=True))
         self._news.done = rows
+        share = stored / self._stored_bytes if self._stored_bytes else None
+        self._news.measured = {ROWS: rows - rejected, STORED_BYTES: stored}
+        if share is not None:
+            self._news.measured[SHARE] = min(1.0, share)
         if self._began is not None:
             elapsed_s = max(1e-3, time.time() - self._began)
             self._news.note = describe(
                 self._sums[0] / elapsed_s,
                 rejected,
-                stored / self._stored_bytes if self._stored_bytes else None,
+                share,
                 self._sums[2] / self._stored_bytes / elapsed_s if self._stored_bytes else 0.0,
             )
         return super().read()

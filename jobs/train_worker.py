@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from jobs.metrics import EPOCHS
 from jobs.training_run import Place, Run, bundle_run, train_run
 from sentiment.bundle import MANIFEST
 from sentiment.checkpoint import STATE, Checkpoint
@@ -93,6 +94,7 @@ def _hooks(work: Work, output: Folder, rank: int) -> Hooks:
             lines = "".join(json.dumps(line) + "\n" for line in checkpoint.progress.history)
             output.write_text("metrics.jsonl", lines)
             work.board.say.remote(epoch_line(figures, epochs))
+            work.board.measure.remote({**figures, EPOCHS: figures["epoch"]})
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             checkpoint.save(Path(folder))
             checkpoint_files = ray.train.Checkpoint.from_directory(folder)
@@ -109,6 +111,7 @@ def _hooks(work: Work, output: Folder, rank: int) -> Hooks:
         if rank == 0 and time.monotonic() - shown_at > _SHOW_EVERY_S:
             shown_at = time.monotonic()
             work.board.show.remote(f"epoch {epoch + 1}/{epochs}", step, steps)
+            work.board.measure.remote({EPOCHS: epoch + step / steps})
 
     return Hooks(on_checkpoint, on_step)
 

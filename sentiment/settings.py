@@ -97,6 +97,8 @@ class TrainSettings(Section):
     checkpoint_steps: int = Field(0, ge=0, description="a checkpoint every so many steps beside each epoch's; 0: none")
     max_failures: int = Field(2, ge=0, description="lost workers that are made good from the last checkpoint")
     collective_timeout_s: int = Field(120, gt=0, description="a worker that waits longer for the others fails, s")
+    mlflow: str | None = Field(None, description="MLflow tracking URI, or a folder for its database; none: no tracking")
+    mlflow_experiment: str = Field("sentiment", min_length=1, description="MLflow experiment that runs are logged to")
     overrides: dict[str, Any] = Field({}, description="fields of the recipe that were set")
 
     @property

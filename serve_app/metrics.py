@@ -25,6 +25,9 @@ class ServeMeter:
         )
         self._queue = Histogram("sentiment_queue_seconds", "Wait of a batch's oldest text, s.", boundaries=_SECONDS)
         self._inference = Histogram("sentiment_inference_seconds", "Forward pass of a batch, s.", boundaries=_SECONDS)
+        # Counters of their own: the sum of a histogram is an estimate, for Ray's agent keeps buckets, not values.
+        self._all_texts = Counter("sentiment_texts", "Texts scored.")
+        self._all_tokens = Counter("sentiment_tokens", "Tokens of the texts scored, without padding.")
         self._texts = Histogram("sentiment_batch_texts", "Texts of a batch.", boundaries=_SIZES)
         self._tokens = Histogram("sentiment_batch_tokens", "Tokens of a batch.", boundaries=_TOKENS)
 
@@ -34,6 +37,9 @@ class ServeMeter:
 
     def batch(self, facts: BatchFacts) -> None:
         """What a batch was like."""
+        self._all_texts.inc(facts.texts)
+        if facts.tokens:  # A counter takes no 0.
+            self._all_tokens.inc(facts.tokens)
         self._texts.observe(facts.texts)
         self._tokens.observe(facts.tokens)
         self._queue.observe(facts.queued_s)

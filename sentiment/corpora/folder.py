@@ -30,7 +30,7 @@ _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 T = TypeVar("T")
 # What jobs write into an output folder, at its top.
 _OURS = re.compile(
-    r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
+    r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|mlflow|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
     r"|train|validation|test|features|scored|rejected|bundle|checkpoints|prepared|model|corpus\.csv|archive\.jsonl\.gz"
 )
 

@@ -198,6 +198,7 @@ def test_metrics_are_offered_to_prometheus(service: Service) -> None:
         *("ray_sentiment_requests_total{", "ray_sentiment_failures_total{", "ray_sentiment_queue_seconds_bucket"),
         *("ray_sentiment_tokenise_seconds_sum", "ray_sentiment_inference_seconds_count"),
         *("ray_sentiment_batch_texts_sum", "ray_sentiment_batch_tokens_sum"),
+        *("ray_sentiment_texts_total", "ray_sentiment_tokens_total"),
     )
     wait_until(lambda: all(name in httpx.get(url).text for name in wanted))
     lines = [line for line in httpx.get(url).text.splitlines() if line.startswith("ray_sentiment_")]

@@ -51,6 +51,7 @@ def test_shards_done_twice_count_once() -> None:
     board.shard("a", 100, 3, 100)
     news = board.read()
     assert (news.done, news.note) == (250, "2 rows/s, 30%, 0:05:50 left, 9 rejected")
+    assert news.measured == {"rows": 241, "stored_bytes": 300, "share": 0.3}
 
 
 @pytest.mark.usefixtures("clock")
@@ -58,7 +59,9 @@ def test_input_of_unknown_size_has_no_share() -> None:
     board = ScoringBoard(stored_bytes=0, rows=0, rejected=0, bytes_done=0)
     board.begin("a", 1010.0)
     board.shard("a", 300, 0, 0)
-    assert board.read().note == "3 rows/s, 0 rejected"
+    news = board.read()
+    assert news.note == "3 rows/s, 0 rejected"
+    assert news.measured == {"rows": 300, "stored_bytes": 0}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from jobs.ray_scoring import Totals, score_archive
 from jobs.report import manifest_head
+from jobs.scoring_pool import Pool
 from jobs.scoring_run import SUCCESS, Identity, ScoringRun
 from sentiment.bundle import Bundle
 from sentiment.corpora.folder import Folder
@@ -77,6 +78,7 @@ def score(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
         }
 
     with ray_session(ray_settings):
+        Pool.wait(settings, ray_settings)
         manifest = score_archive(
             reads,
             settings,

@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from jobs.ray_scoring import Totals, score_archive
 from jobs.report import manifest_head
+from jobs.scoring_pool import Pool
 from jobs.scoring_run import Identity, ScoringRun
 from sentiment.bundle import Bundle
 from sentiment.corpora.folder import Folder
@@ -99,6 +100,7 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
         return {**result, **manifest_head(reads, settings)}
 
     with ray_session(ray_settings):
+        Pool.wait(settings, ray_settings)
         evaluation = score_archive(reads, settings, run, columns, conclude)
     return {name: evaluation[name] for name in _RESULT}
 

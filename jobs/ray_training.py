@@ -33,7 +33,7 @@ from sentiment.corpora.prepared import PreparedData
 from sentiment.errors import ConfigError, DataError
 from sentiment.recipe import Recipe
 from sentiment.schema import TRAIN, VALIDATION
-from sentiment.session import ray_session, require
+from sentiment.session import ray_session, require, wait_for_room
 from sentiment.settings import RaySettings, TrainSettings
 from sentiment.stores import is_uri
 
@@ -97,12 +97,9 @@ def train(
                 return _report(json.loads(output.read(METRICS)), output)
     with ExitStack() as tracking:
         with ray_session(ray_settings):
-            require(
-                settings.workers[0],
-                "training workers",
-                cpus=settings.cpus_per_worker,
-                gpus=1 if settings.use_gpu else 0,
-            )
+            least, gpus = settings.workers[0], 1 if settings.use_gpu else 0
+            wait_for_room(ray_settings, least, "training workers", cpus=settings.cpus_per_worker, gpus=gpus)
+            require(least, "training workers", cpus=settings.cpus_per_worker, gpus=gpus)
             run = plan.complete()
             _claim_output(output, settings, run.identity)
             # It ends after the last record is written.

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from jobs.background import Background
-from sentiment.session import node_resources, require, room
-from sentiment.settings import EvaluateSettings, ScoreSettings
+from sentiment.session import node_resources, require, room, wait_for_room
+from sentiment.settings import EvaluateSettings, RaySettings, ScoreSettings
 
 # Shares of a CPU; together under 1, so that on a single CPU both can run.
 ACTOR_CPUS, READ_CPUS = 0.75, 0.2
@@ -58,6 +58,18 @@ class Pool:
         cpus_each = ACTOR_CPUS if settings.use_gpu else num_threads
         require(size, "model actors", cpus=cpus_each, gpus=gpus_each)
         return cls(size, num_threads, ACTOR_CPUS * num_threads, gpus_each)
+
+    @staticmethod
+    def wait(settings: ScoreSettings | EvaluateSettings, ray_settings: RaySettings) -> None:
+        """Wait for room for the actors that are asked for, or for one: the pool is made of what there is then.
+
+        Args:
+            settings: What is asked for.
+            ray_settings: How long.
+        """
+        gpus_each = settings.gpus_per_actor if settings.use_gpu else 0.0
+        cpus_each = ACTOR_CPUS if settings.use_gpu else 1
+        wait_for_room(ray_settings, settings.num_actors or 1, "model actors", cpus=cpus_each, gpus=gpus_each)
 
     @property
     def fits(self) -> bool:

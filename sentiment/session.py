@@ -7,12 +7,14 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import ray
 import ray.data
+from ray.autoscaler.sdk import request_resources
 
 from sentiment.errors import ResourceError
 from sentiment.settings import RaySettings
@@ -29,6 +31,7 @@ _EMBEDDED_ENVIRONMENT = {
 _QUIET_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 _GIB = 1024**3
 _PROBE_S = 10.0
+_LOOK_S = 0.5
 
 
 @contextmanager
@@ -135,6 +138,30 @@ def room(cpus: float, gpus: float = 0, spare_cpus: float = 0) -> int:
         by_cpu = max(0.0, node.get("CPU", 0) - spare_cpus) / cpus
         places += int(min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu)
     return places
+
+
+def wait_for_room(settings: RaySettings, count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
+    """Ask the autoscaler, if there is one, for the nodes that a job needs, and wait; `require` says if in vain.
+
+    Args:
+        settings: How long.
+        count: Processes that run at the same time.
+        what: Their name, for people.
+        cpus: CPUs of each; they must be on one node.
+        gpus: GPUs of each.
+    """
+    until = time.monotonic() + settings.wait_for_nodes_s
+    if room(cpus, gpus) >= count or not settings.wait_for_nodes_s:
+        return
+    seconds = f"{settings.wait_for_nodes_s:,.0f} s at most"
+    print(f"waiting for nodes with room for {count} {what} ({seconds})", file=sys.stderr, flush=True)
+    request_resources(bundles=[{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * count)
+    try:
+        while room(cpus, gpus) < count and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+    finally:
+        # They are kept by what runs on them, and by the autoscaler's idle timeout until it does.
+        request_resources(bundles=[])
 
 
 def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:

@@ -43,6 +43,11 @@ class RaySettings(Section):
     num_cpus: int | None = Field(None, gt=0, description="logical CPUs of the embedded Ray; none: the machine's cores")
     num_gpus: int | None = Field(None, ge=0, description="logical GPUs of the embedded Ray; none: the machine's GPUs")
     object_store_gib: float | None = Field(None, ge=0.1, description="shared memory of the embedded Ray, GiB")
+    wait_for_nodes_s: float = Field(
+        0.0,
+        ge=0,
+        description="so long a job waits for nodes that it needs and asks an autoscaler for; 0: not at all",
+    )
     dashboard: bool = Field(False, description="start the dashboard of the embedded Ray")
     verbose: bool = Field(False, description="show Ray's own log lines")
 

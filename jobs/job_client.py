@@ -135,8 +135,10 @@ def _connect(address: str) -> Client:
                 "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
             ) from None
         raise ConfigError(f"the cluster at {address} refuses the token of {token}: it must be the head's") from None
+    except ConnectionError:
+        raise ResourceError(f"no Ray cluster at {address}: start it, or give another --address") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ResourceError(f"no Ray cluster at {address} ({brief(error)}): start it, or give its --address") from None
+        raise ResourceError(f"no Ray dashboard answers at {address} ({brief(error)}): give its --address") from None
 
 
 def _send(client: Client, submission: Submission) -> None:

@@ -112,7 +112,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("archive") / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": f"not my day, number {number}"}) + "\n" for number in range(ROWS)))
+    path.write_text(
+        "".join(json.dumps({"text": f"not my day {number}", "label": number % 2}) + "\n" for number in range(ROWS))
+    )
     return path
 
 
@@ -127,21 +129,21 @@ def read_to(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"no {words!r} in {before}")
 
 
-def test_a_submitted_job_is_like_one_that_runs_here(head: Head, bundle: Path, archive: Path, tmp_path: Path) -> None:
+def test_a_submitted_job_is_like_one_that_runs_here(head: Head, archive: Path, tmp_path: Path) -> None:
     """Even if the line to the cluster breaks on the way."""
     variables = {
-        "SENTIMENT_SCORE_BATCH_ROWS": "512",
+        "SENTIMENT_PREPARE_VALIDATION_SHARE": "0",
         "SENTIMENT_API_KEYS": "geheim",
         "RAY_ADDRESS": "http://127.0.0.1:1",  # Ray's own client would prefer it to --address
     }
-    flags = ("--model", bundle, "--input", archive, "--output", tmp_path / "out", "--num-actors", 1)
+    flags = ("--input", archive, "--output", tmp_path / "out")
     with Forwarder(int(head.address.rpartition(":")[2])) as line:
         words = (
             *("--address", f"http://127.0.0.1:{line.port}", "--submission-id", "tonight"),
-            *("--env", "SENTIMENT_SCORE_PRECISION=float32", "jobs/score.py", *flags),
+            *("--env", "SENTIMENT_PREPARE_TEST_SHARE=0", "jobs/prepare.py", *flags),
         )
         with running("jobs/submit.py", *words, env={**head.env, **variables}) as process:
-            before = read_to(process, "Running entrypoint for job tonight: python jobs/score.py")
+            before = read_to(process, "Running entrypoint for job tonight: python jobs/prepare.py")
             line.cut()
             before += read_to(process, "asking again")
             line.mend()
@@ -149,25 +151,26 @@ def test_a_submitted_job_is_like_one_that_runs_here(head: Head, bundle: Path, ar
     stderr = before + stderr
     assert process.returncode == 0, stderr
     assert stdout.count("\n") == 1
-    assert json.loads(stdout)["rows_scored"] == ROWS
+    # Both variables have come: no row is held out.
+    result = json.loads(stdout)
+    assert (result["rows_in"], result["train"], result["validation"], result["test"]) == (ROWS, ROWS, 0, 0)
+    assert (tmp_path / "out" / "manifest.json").is_file()
     assert "answers again" in stderr
     assert stderr.count("Running entrypoint") == 1
     assert "Traceback" not in stderr
     assert head.token not in stderr
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert (manifest["settings"]["batch_rows"], manifest["settings"]["precision"]) == (512, "float32")
 
     job = head.job("tonight")
     assert job["driver_info"], "it ran on a Ray of its own"
     assert "geheim" not in json.dumps(job)
 
 
-def test_a_mistake_that_the_job_finds_is_its_exit_code(head: Head, archive: Path, tmp_path: Path) -> None:
-    flags = ("--model", tmp_path, "--input", archive, "--output", tmp_path / "out")
-    with running("jobs/submit.py", "--address", head.address, "jobs/score.py", *flags, env=head.env) as process:
+def test_a_mistake_that_the_job_finds_is_its_exit_code(head: Head, tmp_path: Path) -> None:
+    flags = ("--data", tmp_path / "nowhere.csv", "--output", tmp_path / "demo")
+    with running("jobs/submit.py", "--address", head.address, "jobs/demo.py", *flags, env=head.env) as process:
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (2, ""), stderr
-    assert stderr.splitlines()[-1].startswith("score: ")
+    assert stderr.endswith(f"demo: no file or folder at {tmp_path}/nowhere.csv\n")
     assert "Traceback" not in stderr
 
 

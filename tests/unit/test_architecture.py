@@ -203,7 +203,8 @@ def test_command_lines_answer_without_torch_and_ray(tmp_path: Path) -> None:
         "sentiment.cli",
     ]
     light += [
-        f"jobs.{name}" for name in ("prepare", "train_lstm", "train_bert", "score", "evaluate", "reproduce", "demo")
+        f"jobs.{name}"
+        for name in ("prepare", "train_lstm", "train_bert", "score", "evaluate", "reproduce", "demo", "submit")
     ]
     code = (
         f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\n"

@@ -1,0 +1,237 @@
+"""Staying with a submitted job, with a cluster that is acted: logs, results, exit codes, lost connections, Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs import job_client, job_follower
+from jobs.job_follower import Follower
+from jobs.job_log import JobLog
+from jobs.submission import Submission
+
+RESULT = '{"rows_in": 3}'
+
+
+@dataclass
+class Status:
+    """As `ray.job_submission.JobStatus`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def is_terminal(self) -> bool:
+        return self.name in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass
+class ActedCluster:
+    """A job that ends when its story has been told.
+
+    Attributes:
+        log: All of its log, in the end.
+        tails: How far each connection to the log gets; later ones stay open and silent.
+        answers: Statuses, one for each question; an error is raised; the last one stays.
+        code: The job's exit code.
+    """
+
+    log: str = ""
+    tails: list[int] = field(default_factory=list)
+    answers: list[str | Exception] = field(default_factory=lambda: ["RUNNING", "SUCCEEDED"])
+    code: int | None = 0
+    message: str | None = None
+    stops: int = 0
+
+    def submit_job(self, *, entrypoint: str, submission_id: str | None, runtime_env: dict[str, Any] | None) -> str:
+        raise AssertionError("nothing is submitted here")
+
+    def get_job_info(self, job_id: str) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(status=Status(answer), driver_exit_code=self.code, message=self.message)
+
+    def get_job_logs(self, job_id: str) -> str:
+        return self.log
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        if not self.tails:
+            await asyncio.Event().wait()
+        end = self.tails.pop(0)
+        for start in range(0, end, 7):
+            yield self.log[start : min(start + 7, end)]
+        if end < len(self.log):
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    def stop_job(self, job_id: str) -> bool:
+        self.stops += 1
+        self.answers = ["RUNNING", "STOPPED"]
+        return True
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_follower, "_POLL_S", 0.01)
+
+
+def follow(cluster: ActedCluster, *, patience_s: float = 10, meanwhile: Callable[[], None] | None = None) -> int:
+    async def run() -> int:
+        follower = Follower(cluster, "run-1", "http://head:8265", patience_s)
+        with follower.taking_signals():
+            if meanwhile is not None:
+                asyncio.get_running_loop().call_later(0.05, meanwhile)
+            return await follower.follow()
+
+    return asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_stdout_is_the_result_and_stderr_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    log = f'Running entrypoint\nwords\n{{"not": "the last"}}\nmore\n{RESULT}\n{{broken\nlate words, no line break'
+    assert follow(ActedCluster(log)) == 0
+    out, err = capsys.readouterr()
+    assert out == RESULT + "\n"
+    assert err.splitlines() == [
+        *("Running entrypoint", "words", "more", '{"not": "the last"}', "{broken", "late words, no line break"),
+    ]
+
+
+def test_lost_connections_repeat_and_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    log = "".join(f"line {number} ü\n" for number in range(200)) + RESULT + "\n"
+    cut = ConnectionError("Connection reset by peer")
+    answers: list[str | Exception] = [
+        "PENDING",
+        *["RUNNING"] * 5,
+        cut,
+        cut,
+        TimeoutError(),
+        *["RUNNING"] * 5,
+        "SUCCEEDED",
+    ]
+    assert follow(ActedCluster(log, tails=[30, 11, 700, len(log)], answers=answers)) == 0
+    out, err = capsys.readouterr()
+    assert out == RESULT + "\n"
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("line")] == log.splitlines()[:-1]
+    assert [line for line in lines if not line.startswith("line")] == [
+        "submit: no answer from http://head:8265 (Connection reset by peer), asking again",
+        "submit: http://head:8265 answers again",
+    ]
+
+
+def test_a_silent_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(job_follower, "_SILENCE_S", 0.05)
+    cluster = ActedCluster("some words\n", answers=["RUNNING"])
+    opened = []
+
+    async def tail(job_id: str) -> AsyncIterator[str]:
+        opened.append(job_id)
+        if len(opened) == 3:
+            cluster.answers = ["SUCCEEDED"]
+        yield "some"
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(cluster, "tail_job_logs", tail)
+    assert follow(cluster) == 0
+    assert len(opened) >= 3
+    assert capsys.readouterr().err == "some words\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected", "said"),
+    [
+        ("FAILED", 2, 2, "score: no bundle at /x"),
+        ("FAILED", 1, 1, "score: no bundle at /x"),
+        ("FAILED", -9, 137, "score: no bundle at /x"),
+        ("FAILED", 127, 127, "finds no `python`"),
+        ("FAILED", None, 1, "run-1 failed: runtime_env setup failed: no space"),
+        ("STOPPED", None, 130, "run-1 has stopped"),
+    ],
+)
+def test_exit_codes(
+    status: str, code: int | None, expected: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = f"score: no bundle at /x\n{RESULT}\n"
+    cluster = ActedCluster(log, answers=["RUNNING", status], code=code, message="runtime_env setup failed:\nno space")
+    assert follow(cluster) == expected
+    out, err = capsys.readouterr()
+    assert out == ""  # a job that fails has no result
+    assert said in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_job_and_waits(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = ActedCluster("words\n", answers=["RUNNING"])
+    assert follow(cluster, meanwhile=lambda: os.kill(os.getpid(), number)) == code
+    assert cluster.stops == 1
+    err = capsys.readouterr().err
+    assert "stopping run-1" in err
+    assert err.endswith("run-1 has stopped\n")
+
+
+def test_a_job_that_ends_meanwhile_has_its_own_code() -> None:
+    cluster = ActedCluster(RESULT + "\n", answers=["RUNNING"])
+
+    def end() -> None:
+        cluster.answers = ["SUCCEEDED"]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert follow(cluster, meanwhile=end) == 0
+
+
+def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = ActedCluster(answers=["RUNNING"])
+    monkeypatch.setattr(cluster, "stop_job", lambda job_id: False)
+
+    async def connect(address: str) -> ActedCluster:
+        return cluster
+
+    async def send(client: object, submission: Submission) -> None:
+        for delay_s in (0.05, 0.1):
+            asyncio.get_running_loop().call_later(delay_s, os.kill, os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(job_follower, "connect", connect)
+    monkeypatch.setattr(job_follower, "send", send)
+    assert job_follower.submit(Submission("run-1", "python jobs/score.py", Path(), {}), "http://head:8265") == 130
+    err = capsys.readouterr().err
+    assert "ray job logs --follow --address http://head:8265 run-1" in err
+    assert err.endswith("submit: left run-1, which may go on\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Request failed with status code 404: Job run-1 does not exist."), "doesn't know run-1"),
+        (ConnectionError("Connection refused"), "no answer for 0.1 s from http://head:8265"),
+    ],
+)
+def test_a_cluster_that_is_gone_is_exit_1(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert follow(ActedCluster(answers=["RUNNING", error]), patience_s=0.1) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_question_without_answer_is_given_up() -> None:
+    async def wait() -> None:
+        never = asyncio.Event()
+        await job_client.ask(lambda: asyncio.run(never.wait()), 0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(wait())
+
+
+def test_pieces_that_overlap_are_taken_once() -> None:
+    shown: list[str] = []
+    log = JobLog(shown.append)
+    for text, at in (("ab", 0), ("abc\nd", 0), ("c\nde\n", 2), ("abc\nde\nf", 0)):
+        log.take(text, at)
+    log.close()
+    assert shown == ["abc", "de", "f"]

@@ -1,7 +1,7 @@
 """Ray Data from labelled files to encoded, split, de-duplicated Parquet.
 
 read → normalise, label, split by hash     tasks, kept in Ray's object store
-find duplicates                            driver: about 60 bytes a row (100 M rows: 6 GB)
+find duplicates                            driver: about 90 bytes a row (100 M rows: 9 GB)
 train the tokenizer on train rows alone    driver, streaming; counting and splitting in Rust
 encode → write                             tasks
 """

@@ -117,7 +117,7 @@ def train(
 def _report(result: dict[str, Any], output: Folder) -> dict[str, Any]:
     """Draw the curve, say what came out, and give the job's JSON."""
     history = result.pop("history")
-    curve = f"{output.absolute}/{CURVE}"
+    curve = output.address(CURVE)
     output.write_bytes(CURVE, plot_curve(history, title=result["recipe"]))
     test = "–" if result["test_accuracy"] is None else f"{result['test_accuracy']:.2%}"
     print(
@@ -174,7 +174,7 @@ def _check_identity(output: Folder, run: Run) -> None:
     try:
         before = json.loads(output.read(IDENTITY))
     except (OSError, ValueError) as error:
-        raise DataError(f"{output.absolute}/{IDENTITY} can't be read: start anew with --overwrite") from error
+        raise DataError(f"{output.address(IDENTITY)} can't be read: start anew with --overwrite") from error
     identity = run.identity
     differing = [key for key in identity if before.get(key) != identity[key]]
     if differing:

@@ -67,7 +67,7 @@ def _train_worker(work: Work, output: Folder) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         bundle = bundle_run(Path(scratch), work.run, trained)
         output.upload(BUNDLE, bundle.path, last=MANIFEST)
-    return {"bundle": f"{output.absolute}/{BUNDLE}", "model_id": bundle.model_id, **trained.metrics}
+    return {"bundle": output.address(BUNDLE), "model_id": bundle.model_id, **trained.metrics}
 
 
 def _last_checkpoint() -> Checkpoint | None:

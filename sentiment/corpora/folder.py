@@ -60,6 +60,11 @@ class Folder:
         """Path of a file inside the file system."""
         return posixpath.join(self.base, name)
 
+    def address(self, name: str) -> str:
+        """Absolute path or URI of something in it; for a URI, options behind the question mark stay there."""
+        base, mark, query = self.absolute.partition("?") if is_uri(self.uri) else (self.absolute, "", "")
+        return f"{base.rstrip('/')}/{name}{mark}{query}"
+
     def check_inputs(self, inputs: Iterable[str]) -> None:
         """Refuse inputs that overlap with the folder.
 
@@ -70,8 +75,10 @@ class Folder:
             ConfigError: An input is in it, or it in an input.
         """
         for given in inputs:
-            path, wildcard = re.match(r"([^*?\[]*)(.*)", given, re.DOTALL).groups()  # type: ignore[union-attr]
-            read = f"{Folder(path).base.rstrip('/')}/"
+            # What stands behind the question mark of a URI says where the store is.
+            whole, mark, query = given.partition("?") if is_uri(given) else (given, "", "")
+            path, wildcard = re.match(r"([^*?\[]*)(.*)", whole, re.DOTALL).groups()  # type: ignore[union-attr]
+            read = f"{Folder(path + mark + query).base.rstrip('/')}/"
             # A glob's folder may hold the output: what the glob takes is known before anything is written.
             if read.startswith(f"{self.base}/") or (not wildcard and f"{self.base}/".startswith(read)):
                 raise ConfigError(f"--output {self.uri} and the input {given} overlap; name another --output")

@@ -31,7 +31,7 @@ _MOST_PARTITIONS = 256
 # What Hive and everything after it calls the folder of rows without a value.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _HALF_WRITTEN = re.compile(r"\.part-.*\.tmp")
-_PART = re.compile(r"part-\d{6}-\d{6}-[0-9a-f]+\.parquet")
+_PART = re.compile(r"part-\d{6,}-\d{6,}-[0-9a-f]+\.parquet")
 # Reading small files of a remote store waits on the network.
 _THREADS = 16
 

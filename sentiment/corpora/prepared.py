@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sentiment.batching import Examples
 from sentiment.corpora.folder import Folder
-from sentiment.errors import DataError
+from sentiment.errors import DataError, brief
 from sentiment.schema import IDS, LABEL, MANIFEST, PREPARED_SCHEMA, ROW_ID, TEXT
 from sentiment.stores import is_uri
 from sentiment.tokenizers import WordTokenizer
@@ -162,4 +162,10 @@ class PreparedData:
             self._paths(split), filesystem=self._folder.fs, format="parquet", schema=schema
         )
         # Ray writes shards in the order in which they finish: the row id makes one order of them on any machine.
-        return dataset.to_table().sort_by(ROW_ID).combine_chunks()
+        try:
+            return dataset.to_table().sort_by(ROW_ID).combine_chunks()
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{self.uri}/{split} can't be loaded: {brief(error)}; more than two billion tokens or characters in a "
+                "split are too many: prepare fewer rows"
+            ) from error

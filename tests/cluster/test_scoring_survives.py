@@ -143,6 +143,7 @@ def test_killed_driver(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
+@pytest.mark.chaos
 def test_lost_node(
     nodes: Cluster, bundle: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path, recoveries: Recoveries
 ) -> None:

@@ -14,6 +14,7 @@ from recovery import Recoveries
 
 from sentiment.corpora.synthetic import write_sentiment140
 
+pytestmark = pytest.mark.chaos
 EPOCHS = 3
 # Without dropout, whose masks are drawn for each rank, only the order of sums depends on the number of workers.
 RECIPE = (

@@ -8,8 +8,10 @@ import uuid
 from pathlib import Path
 
 import fsspec
+import pyarrow.fs as pafs
 import pytest
 
+from sentiment.corpora import folder as folder_module
 from sentiment.corpora.folder import Folder
 from sentiment.errors import ConfigError, DataError
 
@@ -29,6 +31,22 @@ def names(folder: Folder) -> list[str]:
     from pyarrow.fs import FileSelector
 
     return sorted(info.base_name for info in folder.fs.get_file_info(FileSelector(folder.base)))
+
+
+def test_options_of_a_uri_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+        asked.append(uri)
+        return pafs.LocalFileSystem(), uri.partition("://")[2].partition("?")[0]
+
+    monkeypatch.setattr(folder_module, "resolve", resolve)
+    folder = Folder("s3://bucket/out?endpoint_override=localhost:9000")
+    assert folder.address("bundle") == "s3://bucket/out/bundle?endpoint_override=localhost:9000"
+    folder.check_inputs(["s3://bucket/in/*.csv?endpoint_override=localhost:9000"])
+    assert asked[-1] == "s3://bucket/in/?endpoint_override=localhost:9000"
+    with pytest.raises(ConfigError, match="overlap"):
+        folder.check_inputs(["s3://bucket/out/part.csv?endpoint_override=localhost:9000"])
 
 
 def test_new_and_empty_folders_are_taken(folder: Folder) -> None:

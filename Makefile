@@ -34,14 +34,14 @@ endif
 	@$(BIN)/python -m serve_app --model $(or $(MODEL),runs/demo/model/bundle) $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/development  ## all tests: unit tier, then the tiers on a local Ray
-	$(BIN)/python -m pytest tests/unit
-	$(BIN)/python -m pytest tests --ignore tests/unit -m "not slow and not gpu and not chaos"
+	$(BIN)/python -m pytest tests/unit --numprocesses auto
+	$(BIN)/python -m pytest tests --ignore tests/unit -m "not slow and not gpu and (always or not chaos)"
 
 chaos: $(VENV)/development  ## kill nodes, drivers and writes, and write docs/results/chaos.md; a few minutes
-	CHAOS_RESULTS=docs/results $(BIN)/python -m pytest tests/cluster -m "not slow"
+	CHAOS_RESULTS=docs/results $(BIN)/python -m pytest tests -m "chaos and not slow"
 
-test-unit: $(VENV)/development  ## the unit tier only: no Ray, under a minute
-	$(BIN)/python -m pytest tests/unit
+test-unit: $(VENV)/development  ## the unit tier only: no Ray, about a minute
+	$(BIN)/python -m pytest tests/unit --numprocesses auto
 
 lint: $(VENV)/development  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ What a remote store refuses is asked of it again, for up to six seconds.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import posixpath
 import random
@@ -26,6 +27,7 @@ from sentiment.stores import absolute, is_uri, resolve
 # Arrow's names of stores in which a file appears once it is written whole.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 # Between attempts at what a remote store refused.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 T = TypeVar("T")
 # What jobs write into an output folder, at its top.
@@ -183,9 +185,9 @@ class Folder:
         for wait_s in _WAITS_S if is_uri(self.uri) else ():
             try:
                 return act()
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError:
+            except OSError as error:
+                if isinstance(error, (FileNotFoundError, PermissionError)) or error.errno in _FULL:
+                    raise
                 time.sleep(wait_s * random.uniform(0.5, 1))
         return act()
 

@@ -104,6 +104,8 @@ def scorers(cluster: Cluster) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.chaos
+@pytest.mark.always
 def test_killed_driver(
     nodes: Cluster, bundle: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path, recoveries: Recoveries
 ) -> None:

@@ -279,6 +279,7 @@ def on_a_small_disk(script: str, folder: Path, address: str | None, *flags: obje
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.chaos
 def test_disk_that_fills_up(trained: Trained, tmp_path: Path) -> None:
     rows = [{"text": f"{MARKER} {n * 7919 % 100_003}", "pad": os.urandom(40).hex()} for n in range(4000)]
     inputs = write(tmp_path / "in", {"a.jsonl": lines(*rows)})

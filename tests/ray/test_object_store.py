@@ -76,6 +76,7 @@ def all_files(store: pafs.FileSystem) -> list[str]:
     return [info.path for info in found if info.is_file]
 
 
+@pytest.mark.chaos
 def test_run_goes_on_from_the_checkpoint_in_the_bucket(
     trained_there: dict[str, object], ray_cluster: str, bucket: pafs.FileSystem
 ) -> None:

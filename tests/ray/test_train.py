@@ -172,6 +172,7 @@ def killed_run(
     raise AssertionError("each of four runs went on for too long after its driver was killed")
 
 
+@pytest.mark.chaos
 def test_killed_run_goes_on(ray_cluster: str, prepared: Prepared, trained: Trained, tmp_path: Path) -> None:
     def has_begun(state: dict[str, Any]) -> bool:
         return bool(state) and 1 <= state["epoch"] < EPOCHS

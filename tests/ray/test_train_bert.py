@@ -124,6 +124,7 @@ def test_layers_are_trained_and_bundled_by_reference(
         Predictor.load(result["bundle"])
 
 
+@pytest.mark.chaos
 def test_a_run_that_was_killed_while_encoding_and_while_training_goes_on(
     ray_cluster: str, trained: dict[str, Any], prepared: Prepared, tiny_encoder: Path, tmp_path: Path
 ) -> None:

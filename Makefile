@@ -38,7 +38,7 @@ test: $(VENV)/development  ## all tests: unit tier, then the tiers on a local Ra
 	$(BIN)/python -m pytest tests --ignore tests/unit -m "not slow and not gpu and (always or not chaos)"
 
 chaos: $(VENV)/development  ## kill nodes, drivers and writes, and write docs/results/chaos.md; a few minutes
-	CHAOS_RESULTS=docs/results $(BIN)/python -m pytest tests -m "chaos and not slow"
+	CHAOS_RESULTS=docs/results $(BIN)/python -m pytest tests --ignore tests/unit -m "chaos and not slow"
 
 test-unit: $(VENV)/development  ## the unit tier only: no Ray, about a minute
 	$(BIN)/python -m pytest tests/unit --numprocesses auto

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 from job_runs import free_port
+from recovery import Recoveries
 
 from sentiment.settings import RaySettings
+
+
+@pytest.fixture(scope="session")
+def recoveries() -> Recoveries:
+    """Takes down what the chaos tests find."""
+    return Recoveries()
 
 
 @pytest.fixture(scope="session")

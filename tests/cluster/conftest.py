@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from ray.cluster_utils import Cluster
-from recovery import Recoveries
 
 from sentiment.bundle import BundleConfig, write_bundle
 from sentiment.corpora.synthetic import tweets
@@ -25,12 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.ray)
-
-
-@pytest.fixture(scope="session")
-def recoveries() -> Recoveries:
-    """Takes down what the chaos tests find."""
-    return Recoveries()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from job_runs import RECIPE_FLAGS, Prepared, Trained, actors_of, finished, kill, refusal, run_job, started, wait_for
+from recovery import Recoveries
 from safetensors.torch import load_file
 
 from jobs import train_lstm
@@ -173,16 +175,27 @@ def killed_run(
 
 
 @pytest.mark.chaos
-def test_killed_run_goes_on(ray_cluster: str, prepared: Prepared, trained: Trained, tmp_path: Path) -> None:
+def test_killed_run_goes_on(
+    ray_cluster: str, prepared: Prepared, trained: Trained, tmp_path: Path, recoveries: Recoveries
+) -> None:
     def has_begun(state: dict[str, Any]) -> bool:
         return bool(state) and 1 <= state["epoch"] < EPOCHS
 
     output = killed_run(lambda output: flags_of(prepared, output), tmp_path, ray_cluster, has_begun)
-    before = snapshot(output)["history"]
+    before, began = snapshot(output)["history"], time.monotonic()
     run_job(train_lstm.JOB, *flags_of(prepared, output), "--resume")
+    rest_s = time.monotonic() - began
     # Not trained again: the time that an epoch took is a number that doesn't come twice.
     assert history_of(output)[: len(before)] == before
     assert_same_run(output, trained)
+    recoveries.note(
+        done="driver killed between epochs, then started again with `--resume`",
+        to="training",
+        finished=f"the {EPOCHS - len(before)} epochs that were left of {EPOCHS}",
+        lost="nothing",
+        recovered=f"{rest_s:.1f} s for all that was left, workers' start included",
+        known="figures and weights equal those of a run that wasn't disturbed",
+    )
 
 
 def test_killed_epoch_goes_on_in_its_middle(

@@ -36,10 +36,12 @@ def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     started = time.monotonic()
     if settings.data is not None and not Path(settings.data).exists():
         raise DataError(f"no file or folder at {settings.data}")
-    folder = Folder(settings.output)
+    # A demo stays here, wherever the storage is.
+    here = Path.cwd() if settings.is_rooted else Path()
+    folder = Folder(str(here / settings.output))
     folder.check(overwrite=True, inputs=[settings.data] if settings.data else [])
     folder.claim(overwrite=True)
-    output = Path(settings.output)
+    output = here / settings.output
     if not (ray_settings.address or ray_settings.num_cpus or os.environ.get("RAY_ADDRESS")):
         # Two workers also on a single core: slower, but the same.
         ray_settings = ray_settings.model_copy(update={"num_cpus": max(2, os.cpu_count() or 2)})
@@ -48,7 +50,7 @@ def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
         corpus = output / "corpus.csv"
         bound = write_sentiment140(corpus).best_possible_accuracy
     else:
-        corpus = Path(settings.data)
+        corpus = here / settings.data
     with ray_session(ray_settings):
         config = ["--config", settings.config] if settings.config else []
         config += ["--profile", settings.profile] if settings.profile else []

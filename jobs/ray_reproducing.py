@@ -74,7 +74,8 @@ def plan(settings: ReproduceSettings) -> list[Planned]:
     """
     folders = {"imdb": settings.imdb, "sentiment140": settings.sentiment140}
     if not any(folders.values()):
-        folders = {name: f"runs/{name}" if Path("runs", name).exists() else None for name in folders}
+        usual = {name: settings.at_root(f"runs/{name}") for name in folders}
+        folders = {name: path if Path(path).exists() else None for name, path in usual.items()}
     data = {name: PreparedData(folder) for name, folder in folders.items() if folder is not None}
     if not data:
         raise ConfigError("nothing to train on: give --imdb, --sentiment140 or both, as jobs/prepare.py wrote them")

@@ -83,7 +83,7 @@ def train(
     """
     check_tracking(settings)
     output, started = Folder(settings.output), time.monotonic()
-    prepared = PreparedData(settings.data or recipe.usual_data)
+    prepared = PreparedData(settings.data or settings.at_root(recipe.usual_data))
     prepared.require(TRAIN, VALIDATION)
     # The quick refusals first. Ray Train gives each worker a folder of its own to stand in, so relative paths mean
     # nothing there.

@@ -13,7 +13,7 @@ from typing import Any
 
 from sentiment.corpora.planning import ReadPlan
 from sentiment.recipe import Recipe
-from sentiment.settings import Section
+from sentiment.section import Section
 
 
 def plot_curve(history: list[dict[str, Any]], title: str) -> bytes:

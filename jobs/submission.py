@@ -18,7 +18,7 @@ from typing import Any
 from sentiment.cli import Job
 from sentiment.config import PROFILE_VARIABLE
 from sentiment.errors import ConfigError
-from sentiment.settings import Section
+from sentiment.section import Section
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What a job is given is shown to everybody who may look at the cluster.
@@ -32,7 +32,6 @@ _DEFAULTS = {
     # Seconds until a job that doesn't stop is killed; by default it has 3, a checkpoint takes longer.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }
-_PATHS = ("input", "test_input", "model", "data", "imdb", "sentiment140", "features", "output", "report")
 _PATHS_OR_NAMES = ("vectors", "encoder")
 
 
@@ -161,15 +160,15 @@ def _as_there(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
 def _check_paths(settings: Section, folder: Path) -> None:
     """Refuse paths of this machine's working directory: on the cluster it is another one, and goes with the job."""
     values: dict[str, Any] = {**settings.model_dump(), **getattr(settings, "overrides", {})}
-    for name in (*_PATHS, *_PATHS_OR_NAMES):
+    for name in (*settings.paths, "report", *_PATHS_OR_NAMES):
         given = values.get(name)
         for value in [given] if isinstance(given, str) else given or []:
             if "://" in value or Path(value).is_absolute():
                 continue
             here = next((path for path in (Path(value).absolute(), folder / value) if path.exists()), None)
-            if name in _PATHS or here:
+            if name not in _PATHS_OR_NAMES or here:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {value} is relative, but the job runs in a copy of the code, which "
                     "has no data and is removed: give a URI, or a path that all nodes see, such as "
-                    f"{here or folder / value}"
+                    f"{here or folder / value}; or set storage.root of ray_config.yaml"
                 )

@@ -64,7 +64,7 @@ def tracked(settings: TrainSettings, recipe: Recipe, output: Folder) -> Iterator
         "recipe": recipe.name,
         **recipe.model_dump(mode="json", exclude={*Recipe.WORDS}),
         **{"seed": settings.seed, "num_workers": settings.num_workers, "use_gpu": settings.use_gpu},
-        "data": settings.data or recipe.usual_data,
+        "data": settings.data or settings.at_root(recipe.usual_data),
     }
     tracker = Tracker(settings.mlflow, settings.mlflow_experiment, output, parameters)
     status = "FAILED"

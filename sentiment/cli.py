@@ -22,7 +22,8 @@ from pydantic_core import PydanticUndefined
 from sentiment.config import PROFILE_VARIABLE, fields_of, load, unknown
 from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipe import Recipe
-from sentiment.settings import RaySettings, Section
+from sentiment.section import Section
+from sentiment.settings import RaySettings
 
 S = TypeVar("S", bound=Section)
 # Of jobs that run other jobs; every command has these flags.

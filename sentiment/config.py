@@ -3,9 +3,9 @@
   python -m sentiment.config                                  # what is in force here, and where each value comes from
   python -m sentiment.config --profile gpu-cluster train score
 
-Each job reads one section of `sentiment.settings` and `ray`. Sections are frozen and checked once; an unknown key names
-the near ones. A profile is a set of values for several sections, for another kind of machine: `profiles: {NAME:
-{SECTION: {KEY: VALUE}}}` in the file, chosen by `--profile` or SENTIMENT_PROFILE.
+Each job reads one section of `sentiment.settings`, `storage` and `ray`. Sections are frozen and checked once; an
+unknown key names the near ones. A profile is a set of values for several sections, for another kind of machine:
+`profiles: {NAME: {SECTION: {KEY: VALUE}}}` in the file, chosen by `--profile` or SENTIMENT_PROFILE.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from sentiment.errors import ConfigError
-from sentiment.settings import SECTIONS, Section
+from sentiment.section import Section
+from sentiment.settings import SECTIONS, StorageSettings
 
 CONFIG_FILE = "ray_config.yaml"
 PROFILES, PROFILE_VARIABLE = "profiles", "SENTIMENT_PROFILE"
@@ -60,9 +61,12 @@ def load(
     overrides = {name: values.pop(name) for name in list(values) if name not in own}
     try:
         # model_validate reads no sources of its own: the order above is the whole truth.
-        return section.model_validate({**values, **({"overrides": overrides} if extra else {})})
+        settings = section.model_validate({**values, **({"overrides": overrides} if extra else {})})
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
+    if section is StorageSettings:
+        return settings
+    return settings.rooted(load(StorageSettings, {}, file, profile=profile).root)
 
 
 def in_force(section: type[Section], file: str | None = None, profile: str | None = None) -> dict[str, tuple[Any, str]]:

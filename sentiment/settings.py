@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from sentiment.section import Section
 
 Precision = Literal["auto", "bf16", "float32"]
 Encoding = Literal["auto", "utf-8", "latin-1"]
@@ -26,11 +28,15 @@ def _range(given: Any) -> int | list[int]:
 NumWorkers = Annotated[int | tuple[int, int], BeforeValidator(_range)]
 
 
-class Section(BaseSettings):
-    """One section of `ray_config.yaml`."""
+class StorageSettings(Section):
+    """Where data, models and results are."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
-    section: ClassVar[str]
+    model_config = SettingsConfigDict(env_prefix="SENTIMENT_STORAGE_")
+    section = "storage"
+
+    root: str | None = Field(
+        None, description="folder or URI that relative paths begin at; none: the working directory"
+    )
 
 
 class RaySettings(Section):
@@ -57,6 +63,7 @@ class PrepareSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_PREPARE_")
     section = "prepare"
+    paths = ("input", "test_input", "output")
 
     input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
     output: str = Field(description="folder for the prepared data")
@@ -84,6 +91,7 @@ class TrainSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_")
     section = "train"
+    paths: ClassVar[tuple[str, ...]] = ("data", "output")
 
     data: str | None = Field(
         None, description="folder that jobs/prepare.py wrote; none: runs/imdb or runs/sentiment140, by recipe"
@@ -117,6 +125,7 @@ class TrainBertSettings(TrainSettings):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_BERT_")
     section = "train_bert"
+    paths = ("data", "output", "features")
 
     output: str = Field("runs/bert", description="folder for checkpoints, curve, metrics and the bundle")
     recipe: str = Field("bert-gru", description="named recipe of sentiment/bert_recipes.py")
@@ -139,6 +148,7 @@ class ScoreSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_SCORE_")
     section = "score"
+    paths = ("model", "input", "output")
 
     model: str = Field(description="bundle that a training job wrote")
     input: list[str] = Field(min_length=1, description="files, folders, globs or URIs to score")
@@ -164,6 +174,7 @@ class ServeSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_SERVE_")
     section = "serve"
+    paths = ("model",)
 
     model: str = Field(description="bundle that a training job wrote")
     name: str = Field("sentiment", pattern=r"^[\w.-]+$", description="of the model, in /v2/models/NAME")
@@ -201,6 +212,7 @@ class EvaluateSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_EVALUATE_")
     section = "evaluate"
+    paths = ("model", "input", "output")
 
     model: str = Field(description="bundle that a training job wrote")
     input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
@@ -221,6 +233,7 @@ class ReproduceSettings(Section):
 
     model_config = SettingsConfigDict(env_prefix="SENTIMENT_REPRODUCE_")
     section = "reproduce"
+    paths = ("imdb", "sentiment140", "output")
 
     imdb: str | None = Field(
         None, description="IMDB as jobs/prepare.py wrote it; runs/imdb if neither of both is given"
@@ -265,7 +278,15 @@ class DemoSettings(Section):
 SECTIONS: dict[str, type[Section]] = {
     cls.section: cls
     for cls in (
-        *(RaySettings, PrepareSettings, TrainSettings, TrainBertSettings, ScoreSettings, EvaluateSettings),
+        *(
+            StorageSettings,
+            RaySettings,
+            PrepareSettings,
+            TrainSettings,
+            TrainBertSettings,
+            ScoreSettings,
+            EvaluateSettings,
+        ),
         *(ServeSettings, ReproduceSettings, DemoSettings),
     )
 }

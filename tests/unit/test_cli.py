@@ -23,7 +23,8 @@ import jobs.train_bert
 import jobs.train_lstm
 from sentiment.cli import Job
 from sentiment.errors import ConfigError, DataError
-from sentiment.settings import RaySettings, Section
+from sentiment.section import Section
+from sentiment.settings import RaySettings
 
 ROOT = Path(__file__).parents[2]
 JOBS: dict[str, Job[Any]] = {job.name: job for job in (m.JOB for m in (jobs.prepare, jobs.train_lstm, jobs.train_bert))}
@@ -181,7 +182,7 @@ def test_our_own_mistakes_are_not_dressed_up() -> None:
 _TOY = """
 import sys
 from sentiment.cli import Job
-from sentiment.settings import Section
+from sentiment.section import Section
 
 class Toy(Section):
     model_config = {"env_prefix": "SENTIMENT_TOY_"}

@@ -12,7 +12,8 @@ from sentiment.config import in_force, load, main
 from sentiment.errors import ConfigError
 from sentiment.recipe import RecurrentRecipe
 from sentiment.recipes import get_recipe
-from sentiment.settings import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, Section, TrainSettings
+from sentiment.section import Section
+from sentiment.settings import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]
 # What a job can't do without; not the configuration file's business.
@@ -231,3 +232,29 @@ def test_the_repositorys_own_file_loads(name: str) -> None:
     for key, value in ((yaml.safe_load(file.read_text()) or {}).get(name) or {}).items():
         if key in section.model_fields and key not in REQUIRED:
             assert getattr(settings, key) == value, key
+
+
+def test_relative_paths_begin_at_the_root_of_the_storage() -> None:
+    write("storage: {root: s3://bucket/team}")
+    flags = {"model": "runs/a/bundle", "input": ["in/*.csv", "/mnt/b.csv", "gs://c/d.csv"], "output": "~/out"}
+    settings = load(ScoreSettings, flags)
+    assert settings.model == "s3://bucket/team/runs/a/bundle"
+    assert settings.input == ["s3://bucket/team/in/*.csv", "/mnt/b.csv", "gs://c/d.csv"]
+    assert settings.output == "~/out"
+    assert settings.text_column is None
+    training = load(TrainSettings, {"output": "runs/x"})
+    assert (training.data, training.output) == (None, "s3://bucket/team/runs/x")
+    assert training.at_root("runs/imdb") == "s3://bucket/team/runs/imdb"
+
+
+def test_a_root_may_have_options_or_be_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for root, output in (
+        ("s3://bucket/?endpoint_override=localhost:9000", "s3://bucket/runs/x?endpoint_override=localhost:9000"),
+        ("/mnt/shared/", "/mnt/shared/runs/x"),
+    ):
+        monkeypatch.setenv("SENTIMENT_STORAGE_ROOT", root)
+        assert load(TrainSettings, {"output": "runs/x"}).output == output
+        assert load(TrainSettings, {"output": "runs/x"}).is_rooted
+    monkeypatch.setenv("SENTIMENT_STORAGE_ROOT", "")
+    assert load(TrainSettings, {"output": "runs/x"}).output == "runs/x"
+    assert not load(TrainSettings, {"output": "runs/x"}).is_rooted

@@ -17,7 +17,8 @@ import yaml
 from kuberay_fields import problems
 
 from sentiment.config import load
-from sentiment.settings import SECTIONS, ScoreSettings, Section, ServeSettings, TrainBertSettings
+from sentiment.section import Section
+from sentiment.settings import SECTIONS, ScoreSettings, ServeSettings, TrainBertSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "kuberay"

@@ -1,0 +1,51 @@
+"""What all sections of `ray_config.yaml` are: frozen, strict, and with paths that can begin at a common root."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import PrivateAttr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Section(BaseSettings):
+    """One section of `ray_config.yaml`.
+
+    Attributes:
+        section: Its name.
+        paths: Fields that hold paths or URIs of data, models and results.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str]
+    paths: ClassVar[tuple[str, ...]] = ()
+    _root: str | None = PrivateAttr(None)
+
+    def rooted(self, root: str | None) -> Self:
+        """The same with relative paths beginning at a folder or URI; none: they stay."""
+        values = {name: getattr(self, name) for name in self.paths}
+        settings = self.model_copy(
+            update={
+                name: [_join(root, path) for path in value] if isinstance(value, list) else _join(root, value)
+                for name, value in values.items()
+                if value is not None
+            }
+        )
+        settings._root = root
+        return settings
+
+    @property
+    def is_rooted(self) -> bool:
+        """Whether relative paths begin elsewhere than in the working directory."""
+        return bool(self._root)
+
+    def at_root(self, path: str) -> str:
+        """A path that no field holds, such as a recipe's usual data, seen from the same root."""
+        return _join(self._root, path)
+
+
+def _join(root: str | None, path: str) -> str:
+    if not root or "://" in path or path.startswith(("/", "~")):
+        return path
+    base, mark, query = root.partition("?") if "://" in root else (root, "", "")
+    return f"{base.rstrip('/')}/{path}{mark}{query}"

@@ -12,10 +12,12 @@ Output folder: `bundle/`, `checkpoints/` (the best by validation loss and the la
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,11 +153,27 @@ def _fit(work: Work, settings: TrainSettings, output: Folder) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    result = trainer.fit().return_value
+    with _interruptible():
+        result = trainer.fit().return_value
     assert isinstance(result, dict)
     if error := result.get("error"):
         raise error
     return result
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays what it is elsewhere: Ray Train ends its workers, and then would end this process with success."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # There Ray leaves it alone too.
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_output(output: Folder, settings: TrainSettings, inputs: Sequence[str]) -> None:

@@ -175,6 +175,7 @@ def task_pids() -> list[int]:
     return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith("ray::run_plan")]
 
 
+@pytest.mark.chaos
 def test_killed_run_goes_on(
     ray_cluster: str, prepared: Prepared, vectors: Path, reproduced: Reproduced, tmp_path: Path
 ) -> None:

@@ -236,6 +236,7 @@ def test_one_cpu_is_enough(trained: Trained, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["rows_in"] == 600
 
 
+@pytest.mark.chaos
 def test_killed_actor_loses_no_row(ray_cluster: str, trained: Trained, tmp_path: Path) -> None:
     rows = 12_000
     with (tmp_path / "long.jsonl").open("w", encoding="utf-8") as file:

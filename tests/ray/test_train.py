@@ -216,6 +216,7 @@ def test_killed_epoch_goes_on_in_its_middle(
     assert_same_run(output, trained)
 
 
+@pytest.mark.chaos
 def test_lost_worker_is_made_good(ray_cluster: str, prepared: Prepared, trained: Trained, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with started("train_lstm", *flags_of(prepared, output), address=ray_cluster) as process:

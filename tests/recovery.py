@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from job_runs import wait_for
+from ray.cluster_utils import Cluster
 
 from jobs.report import machine, machine_line
 
@@ -41,6 +48,24 @@ class Recovery:
     lost: str
     recovered: str
     known: str
+
+
+@contextmanager
+def second_node(cluster: Cluster) -> Iterator[Any]:
+    """A node of two CPUs for a `with` block, in which it may be killed."""
+    node = cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+    try:
+        yield node
+    finally:
+        if node in cluster.list_all_nodes():
+            cluster.remove_node(node, allow_graceful=False)
+
+
+def seconds_until_more(what: str, look: Callable[[], Any], before: Any, process: subprocess.Popen[str]) -> float:
+    """Wait until `look` gives more than before; gives how long that took."""
+    since = time.monotonic()
+    wait_for(f"another {what}", lambda: look() > before, process)
+    return time.monotonic() - since
 
 
 class Recoveries:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pytest
 from job_runs import finished, read_rows, started, wait_for
 from ray.cluster_utils import Cluster
-from recovery import Recoveries
+from recovery import Recoveries, second_node, seconds_until_more
 
 from sentiment.corpora.synthetic import tweets
 
@@ -120,9 +120,7 @@ def test_killed_driver(
         assert not (output / "_SUCCESS").exists()
     before_restart = len(reports(output))
     with started("score", *flags, address=nodes.address) as process:
-        restarted = time.monotonic()
-        wait_for("another report", lambda: len(reports(output)) > before_restart, process)
-        recovered_s = time.monotonic() - restarted
+        recovered_s = seconds_until_more("report", lambda: len(reports(output)), before_restart, process)
         done = subprocess.CompletedProcess(process.args, 0, *process.communicate(timeout=240))
     assert process.returncode == 0, done.stderr
     assert "going on" in done.stderr
@@ -150,18 +148,14 @@ def test_lost_node(
     nodes: Cluster, bundle: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path, recoveries: Recoveries
 ) -> None:
     output = tmp_path / "out"
-    lost = nodes.add_node(num_cpus=2, object_store_memory=200 << 20)
-    try:
-        with started("score", *command(bundle, archive, output), address=nodes.address) as process:
-            wait_for("reports", lambda: len(reports(output)) >= 3, process)
-            nodes.remove_node(lost, allow_graceful=False)
-            killed, before = time.monotonic(), len(reports(output))
-            wait_for("another report", lambda: len(reports(output)) > before, process)
-            recovered_s = time.monotonic() - killed
-            stdout, stderr = process.communicate(timeout=240)
-    finally:
-        if lost in nodes.list_all_nodes():
-            nodes.remove_node(lost, allow_graceful=False)
+    with (
+        second_node(nodes) as lost,
+        started("score", *command(bundle, archive, output), address=nodes.address) as process,
+    ):
+        wait_for("reports", lambda: len(reports(output)) >= 3, process)
+        nodes.remove_node(lost, allow_graceful=False)
+        recovered_s = seconds_until_more("report", lambda: len(reports(output)), len(reports(output)), process)
+        stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["rows_in"] == ROWS
     assert "workers were lost: going on with 2 model actors" in stderr

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from job_runs import finished, started, wait_for
 from ray.cluster_utils import Cluster
-from recovery import Recoveries
+from recovery import Recoveries, second_node, seconds_until_more
 
 from sentiment.corpora.synthetic import write_sentiment140
 
@@ -67,19 +66,15 @@ def test_node_lost_in_the_middle_of_an_epoch(
 ) -> None:
     alone = finished("train_lstm", *command(data, tmp_path / "alone", "1"), address=nodes.address)
     assert alone.returncode == 0, alone.stderr
-    lost = nodes.add_node(num_cpus=2, object_store_memory=200 << 20)
     output = tmp_path / "run"
-    try:
-        with started("train_lstm", *command(data, output, "1-2"), address=nodes.address) as process:
-            wait_for("the middle of the second epoch", lambda: in_the_middle(checkpoint(output)), process)
-            nodes.remove_node(lost, allow_graceful=False)
-            killed, before = time.monotonic(), checkpoint(output)
-            wait_for("another checkpoint", lambda: checkpoint(output) > before, process)
-            recovered_s = time.monotonic() - killed
-            stdout, stderr = process.communicate(timeout=240)
-    finally:
-        if lost in nodes.list_all_nodes():
-            nodes.remove_node(lost, allow_graceful=False)
+    with (
+        second_node(nodes) as lost,
+        started("train_lstm", *command(data, output, "1-2"), address=nodes.address) as process,
+    ):
+        wait_for("the middle of the second epoch", lambda: in_the_middle(checkpoint(output)), process)
+        nodes.remove_node(lost, allow_graceful=False)
+        recovered_s = seconds_until_more("checkpoint", lambda: checkpoint(output), checkpoint(output), process)
+        stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     result = json.loads(stdout)
     assert (result["epochs"], result["workers"]) == (EPOCHS, 1)

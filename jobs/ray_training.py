@@ -28,6 +28,7 @@ from jobs.metrics import TrainingMeter
 from jobs.progress import Progress
 from jobs.report import plot_curve
 from jobs.tracking import check_tracking, tracked
+from jobs.train_storage import train_storage
 from jobs.train_worker import CHECKPOINTS, Work, train_worker
 from jobs.training_run import Run
 from sentiment.corpora.folder import Folder
@@ -37,7 +38,6 @@ from sentiment.recipe import Recipe
 from sentiment.schema import TRAIN, VALIDATION
 from sentiment.session import ray_session, require, wait_for_room
 from sentiment.settings import RaySettings, TrainSettings
-from sentiment.stores import is_uri
 
 IDENTITY, METRICS, CURVE = "run.json", "metrics.json", "curve.png"
 
@@ -145,7 +145,7 @@ def _fit(work: Work, settings: TrainSettings, output: Folder) -> dict[str, Any]:
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=output.base,
-            storage_filesystem=output.fs if is_uri(output.uri) else None,
+            storage_filesystem=train_storage(output),
             # The latest is always kept too, so one is enough for the best.
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="validation_loss", checkpoint_score_order="min"

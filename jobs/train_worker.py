@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 from jobs.metrics import EPOCHS
+from jobs.train_storage import train_storage
 from jobs.training_run import Place, Run, bundle_run, train_run
 from sentiment.bundle import MANIFEST
 from sentiment.checkpoint import STATE, Checkpoint
@@ -104,7 +105,7 @@ def _hooks(work: Work, output: Folder, rank: int) -> Hooks:
         """As Ray would, but a store that refuses something is asked again."""
         there = f"{CHECKPOINTS}/{name}"
         output.upload(there, Path(files.path), last=STATE)
-        return ray.train.Checkpoint(output.inner(there), output.fs)
+        return ray.train.Checkpoint(output.inner(there), train_storage(output))
 
     def on_step(epoch: int, step: int, steps: int) -> None:
         nonlocal shown_at

@@ -154,7 +154,7 @@ class Folder:
         Raises:
             OSError: It isn't there or can't be read.
         """
-        return self._insist(lambda: self._read(name))
+        return self.insist(lambda: self._read(name))
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file, whole or not at all; its folder is made if it must be.
@@ -162,7 +162,7 @@ class Folder:
         Raises:
             OSError: It can't be written; nothing is left of it.
         """
-        self._insist(lambda: self._write(self.inner(name), content))
+        self.insist(lambda: self._write(self.inner(name), content))
 
     def upload(self, name: str, source: Path, last: str) -> None:
         """Write a folder's files to a folder inside this one, one of them last: where it is, the others are too.
@@ -175,13 +175,21 @@ class Folder:
         Raises:
             OSError: It can't be written.
         """
-        self._insist(lambda: self.fs.create_dir(self.inner(name), recursive=True))
-        self._insist(lambda: self.fs.delete_dir_contents(self.inner(name)))
+        self.insist(lambda: self.fs.create_dir(self.inner(name), recursive=True))
+        self.insist(lambda: self.fs.delete_dir_contents(self.inner(name)))
         for file in sorted(source.iterdir(), key=lambda file: file.name == last):
             with pa.memory_map(str(file)) as content:
                 self.write_bytes(f"{name}/{file.name}", content.read_buffer())
 
-    def _insist(self, act: Callable[[], T]) -> T:
+    def insist(self, act: Callable[[], T]) -> T:
+        """Do something with the folder's store; what a remote one refuses is asked of it again, for up to six seconds.
+
+        Args:
+            act: What to do; doing it again must do no harm.
+
+        Raises:
+            OSError: It was refused once more, or for a reason that asking again doesn't mend.
+        """
         for wait_s in _WAITS_S if is_uri(self.uri) else ():
             try:
                 return act()

@@ -29,7 +29,7 @@ def test_store_that_fails_one_write_in_ten(
     said: dict[str, dict[str, object]] = {}
     commands: dict[str, tuple[object, ...]] = {
         "prepare": ("--input", tmp_path / "tweets.csv", "--output", f"{store}/data", "--rows-per-file", 200),
-        "train_lstm": ("--data", f"{store}/data", "--output", f"{store}/run", *RECIPE_FLAGS, "--max-failures", 20),
+        "train_lstm": ("--data", f"{store}/data", "--output", f"{store}/run", *RECIPE_FLAGS, "--max-failures", 0),
         "score": (
             *("--model", f"{store}/run/bundle", "--input", tmp_path / "tweets.csv", "--output", f"{store}/scored"),
             *("--rows-per-file", 100, "--batch-rows", 100),

@@ -20,7 +20,7 @@ from jobs.scoring_progress import ScoringBoard
 from jobs.scoring_run import Identity
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.inputs import list_inputs
-from sentiment.corpora.parts import PartWriter, Report, ShardReport, check_parts, read_reports
+from sentiment.corpora.parts import Part, PartWriter, Report, ShardReport, check_parts, read_reports
 from sentiment.corpora.planning import plan
 from sentiment.corpora.shards import default_rows, group_shards, shard_name
 from sentiment.corpora.synthetic import tweets
@@ -107,7 +107,7 @@ def reports(folder: Path, shards: int) -> dict[str, Any]:
     for path in total.parts:
         os.link(one, output.inner(path))
     with timed(figures, "check_s"):
-        check_parts(output, (SCORED,), dict.fromkeys(total.parts, 100))
+        check_parts(output, (SCORED,), dict.fromkeys(total.parts, Part(100, one.stat().st_size)))
     text = _report(0).to_json()
     held, _ = traced(lambda: [ShardReport.from_json(text) for _ in range(_TRACED)])
     figures["bytes_per_shard"] = round(held / _TRACED)
@@ -158,7 +158,7 @@ def _report(number: int) -> ShardReport:
         histogram=[13_107] * 20,
         reasons={"no text": 4},
         files={f"s3://bucket/archive/2021/tweets-2021-{group:07}.parquet": [262_144, 4]},
-        parts={f"scored/part-{shard_name(group, shard)}-{_TAG}.parquet": 262_140},
+        parts={f"scored/part-{shard_name(group, shard)}-{_TAG}.parquet": Part(262_140, 12_345_678)},
     )
     return ShardReport(group, shard, shard == 10, report, 11_783_932)
 

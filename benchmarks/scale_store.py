@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentiment.corpora.folder import Folder
-from sentiment.corpora.parts import PartWriter, Report, ShardReport, check_parts, read_reports
+from sentiment.corpora.parts import Part, PartWriter, Report, ShardReport, check_parts, read_reports
 from sentiment.corpora.planning import plan
 from sentiment.corpora.shards import group_shards, shard_name, shards_of
 from sentiment.schema import SCORED
@@ -224,16 +224,14 @@ def requests(folder: Path, count: int = 40) -> dict[str, Any]:
         figures["report"] = store.taken()
         check_parts(output, (SCORED,), parts)
         figures["check"] = store.taken()
-        _write(f"s3://bucket/again?{where}&allow_delayed_open=true", one, count)
-        figures["shard_delayed"] = store.taken()
     return figures
 
 
-def _write(uri: str, one: Path, shards: int) -> dict[str, int]:
-    """Write shards with their reports, as actors do; returns the files and their rows."""
+def _write(uri: str, one: Path, shards: int) -> dict[str, Part]:
+    """Write shards with their reports, as actors do; returns the files."""
     table = pq.read_table(one)
     writer = PartWriter(Folder(uri), _TAG, {SCORED: table.schema})
-    parts: dict[str, int] = {}
+    parts: dict[str, Part] = {}
     for number in range(shards):
         name = shard_name(number, 0)
         report = Report(scored=table.num_rows, parts=writer.write(name, {SCORED: table}))

@@ -39,7 +39,7 @@ from sentiment.corpora.streams import UnreachableError
 from sentiment.errors import DataError, ResourceError, brief
 from sentiment.schema import ID_FIELD, REJECTED, REJECTED_SCHEMA, SCORED
 from sentiment.settings import EvaluateSettings, ScoreSettings
-from sentiment.stores import absolute
+from sentiment.stores import absolute, is_uri
 
 # Shards on their way for each actor: the one it works on, the next one, and two being read.
 _SHARDS_UNDER_WAY = 4
@@ -94,7 +94,8 @@ def score_archive(
     """
     pool, output = Pool.of(settings), run.output
     with Lock(output) as lock:
-        begun = run.begin(rows_per_file or default_rows(plan, pool.size), overwrite=settings.overwrite)
+        rows = rows_per_file or default_rows(plan, pool.size, is_remote=is_uri(output.uri))
+        begun = run.begin(rows, overwrite=settings.overwrite)
         lock.renew()  # A clean start has removed it.
         rejected = REJECTED_SCHEMA if plan.id_column is None else REJECTED_SCHEMA.append(ID_FIELD)
         schemas = {SCORED: pa.schema(columns), REJECTED: rejected}

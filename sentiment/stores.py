@@ -43,7 +43,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         DataError: Neither knows the scheme, or the store can't be reached.
     """
     try:
-        return pafs.FileSystem.from_uri(uri)
+        return pafs.FileSystem.from_uri(_with_options(uri))
     except pa.ArrowInvalid:
         pass  # A scheme Arrow doesn't know, or characters it wants quoted: fsspec is more lenient.
     except OSError as error:
@@ -55,6 +55,13 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     except (ValueError, OSError) as error:
         raise DataError(f"can't open {uri}: {brief(error)}; neither pyarrow nor fsspec reads it") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), str(inner)
+
+
+def _with_options(uri: str) -> str:
+    """To S3, a file of a few megabytes goes in one request, not three; a refusal comes when it is closed."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def absolute(path: str) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from sentiment.corpora.folder import Folder
 from sentiment.errors import ConfigError, DataError
 from sentiment.schema import LABELS
+from sentiment.stores import is_uri
 
 REPORTS = "_run/done"
 # Of p(positive), equally wide: what the manifest's histogram shows.
@@ -32,8 +34,15 @@ _MOST_PARTITIONS = 256
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _HALF_WRITTEN = re.compile(r"\.part-.*\.tmp")
 _PART = re.compile(r"part-\d{6,}-\d{6,}-[0-9a-f]+\.parquet")
-# Reading small files of a remote store waits on the network.
-_THREADS = 16
+# Reading small files of a remote store waits on the network; Arrow's client of S3 keeps 25 connections.
+_THREADS = 24
+
+
+class Part(NamedTuple):
+    """What is known of a Parquet file: its rows, its size in bytes."""
+
+    rows: int
+    size: int
 
 
 @dataclass
@@ -47,7 +56,7 @@ class Report:
         histogram: Scored rows by p(positive), in `HISTOGRAM_BINS` bins from 0 to 1.
         reasons: Rejected rows by kind of reason.
         files: Source file → its rows, and how many of them were rejected.
-        parts: Parquet file, as seen from the output folder → its rows.
+        parts: Parquet file, as seen from the output folder → its rows and size.
     """
 
     scored: int = 0
@@ -56,7 +65,7 @@ class Report:
     histogram: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BINS)
     reasons: dict[str, int] = field(default_factory=dict)
     files: dict[str, list[int]] = field(default_factory=dict)
-    parts: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -102,7 +111,9 @@ class ShardReport:
     def from_json(cls, text: str | bytes) -> ShardReport:
         """As it was written."""
         content = json.loads(text)
-        return cls(**{**content, "report": Report(**content["report"])})
+        report = Report(**content["report"])
+        report.parts = {path: Part(*part) for path, part in report.parts.items()}
+        return cls(**{**content, "report": report})
 
 
 class PartWriter:
@@ -127,7 +138,7 @@ class PartWriter:
         for name in (*self._schemas, REPORTS):
             self._folder.fs.create_dir(self._folder.inner(name), recursive=True)
 
-    def write(self, shard: str, tables: Mapping[str, pa.Table]) -> dict[str, int]:
+    def write(self, shard: str, tables: Mapping[str, pa.Table]) -> dict[str, Part]:
         """Write a shard's rows.
 
         Args:
@@ -135,7 +146,7 @@ class PartWriter:
             tables: Subfolder → rows; more columns than are written may be there.
 
         Returns:
-            Each file and its rows.
+            Each file, its rows and its size.
 
         Raises:
             ConfigError: The columns to partition by have too many values.
@@ -148,8 +159,9 @@ class PartWriter:
                 path = f"{where}/part-{shard}-{self._tag}.parquet"
                 sink = pa.BufferOutputStream()
                 pq.write_table(rows, sink, compression="zstd")
-                self._folder.write_bytes(path, sink.getvalue())
-                written[path] = rows.num_rows
+                content = sink.getvalue()
+                self._folder.write_bytes(path, content)
+                written[path] = Part(rows.num_rows, content.size)
         return written
 
     def report(self, shard: str, report: ShardReport) -> None:
@@ -217,18 +229,21 @@ def read_reports(folder: Folder, tag: str) -> list[ShardReport]:
         return list(pool.map(read, names))
 
 
-def check_parts(folder: Folder, subfolders: Iterable[str], expected: Mapping[str, int]) -> None:
+def check_parts(folder: Folder, subfolders: Iterable[str], expected: Mapping[str, Part]) -> None:
     """Hold the files that are there against those that were reported; leftovers of killed processes are removed.
+
+    Of what lies behind a URI a listing is enough: a store has what it acknowledged. A disk that lost its power may have
+    a file's size and nothing in it, so files there are opened.
 
     Args:
         folder: The output.
         subfolders: Where the files are.
-        expected: Each file and its rows.
+        expected: Each file, its rows and its size.
 
     Raises:
         DataError: A file is missing, can't be read, has other rows than were reported, or is nobody's.
     """
-    found = {}
+    found, is_remote = {}, is_uri(folder.uri)
     for name in subfolders:
         selector = pafs.FileSelector(folder.inner(name), recursive=True, allow_not_found=True)
         for info in folder.fs.get_file_info(selector):
@@ -246,12 +261,15 @@ def check_parts(folder: Folder, subfolders: Iterable[str], expected: Mapping[str
     def wrong(path: str) -> str | None:
         if path not in found:
             return f"{path} is missing"
+        if is_remote and found[path].size == expected[path].size:
+            return None
+        # Rows are what counts: another attempt on another machine may have packed the same ones otherwise.
         try:
             with folder.fs.open_input_file(found[path].path) as file:
                 rows = pq.ParquetFile(file).metadata.num_rows
         except (OSError, pa.ArrowException) as error:
             return f"{path} can't be read ({type(error).__name__})"
-        return None if rows == expected[path] else f"{path} has {rows:,} rows, not {expected[path]:,}"
+        return None if rows == expected[path].rows else f"{path} has {rows:,} rows, not {expected[path].rows:,}"
 
     with ThreadPoolExecutor(_THREADS) as pool:
         problems = [problem for problem in pool.map(wrong, expected) if problem]

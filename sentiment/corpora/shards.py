@@ -27,7 +27,7 @@ BYTES_PER_SHARD = BYTES_PER_PIECE
 # Rows of a shard if nobody says: enough of them that the last ones don't keep one actor busy while the others wait,
 # but no more than a Parquet reader likes.
 _SHARDS_PER_ACTOR = 32
-_FEWEST_ROWS, _MOST_ROWS = 4096, 262_144
+_FEWEST_ROWS, _FEWEST_ROWS_REMOTE, _MOST_ROWS = 4096, 16_384, 262_144
 # A rough guess at what a stored row takes; only the number of shards hangs on it.
 _BYTES_PER_ROW = 128
 
@@ -81,19 +81,21 @@ def shard_name(group: int, number: int) -> str:
     return f"{group:06d}-{number:06d}"
 
 
-def default_rows(plan: ReadPlan, num_actors: int) -> int:
+def default_rows(plan: ReadPlan, num_actors: int, *, is_remote: bool = False) -> int:
     """Rows of a shard that keep so many actors busy to the end.
 
     Args:
         plan: What will be read.
         num_actors: Who shares the shards.
+        is_remote: They are written to a store, which takes a while to answer: then they are larger.
 
     Returns:
         A power of two.
     """
     stored = sum(max(0, file.size_bytes) for file in plan.files)
     wanted = stored // _BYTES_PER_ROW // (_SHARDS_PER_ACTOR * num_actors)
-    return min(_MOST_ROWS, max(_FEWEST_ROWS, 1 << max(0, wanted.bit_length() - 1)))
+    fewest = _FEWEST_ROWS_REMOTE if is_remote else _FEWEST_ROWS
+    return min(_MOST_ROWS, max(fewest, 1 << max(0, wanted.bit_length() - 1)))
 
 
 def group_shards(plan: ReadPlan, rows_per_shard: int) -> list[Group]:

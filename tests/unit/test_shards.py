@@ -288,11 +288,12 @@ def test_small_files_share_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_default_rows_of_a_shard() -> None:
     sizes = [0, 1, 10**6, 10**8, 10**9, 3 * 10**9, 10**10, 10**12, 10**15]
-    for actors in (1, 2, 16, 1000):
-        rows = [default_rows(of_sizes(size, -1), actors) for size in sizes]
+    for actors, is_remote in itertools.product((1, 2, 16, 1000), (False, True)):
+        rows = [default_rows(of_sizes(size, -1), actors, is_remote=is_remote) for size in sizes]
         assert rows == sorted(rows)
         assert all(count.bit_count() == 1 for count in rows)
-        assert (rows[0], rows[-1]) == (4096, 262_144)
+        # A store takes a while for each file.
+        assert (rows[0], rows[-1]) == (16_384 if is_remote else 4096, 262_144)
     assert default_rows(of_sizes(10**10), 64) < default_rows(of_sizes(10**10), 8)
 
 

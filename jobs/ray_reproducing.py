@@ -20,7 +20,7 @@ from sentiment.corpora.prepared import PreparedData
 from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipes import RECIPES, get_recipe, twin_of
 from sentiment.schema import SPLITS, TRAIN
-from sentiment.session import ray_session, require
+from sentiment.session import ray_session, require, wait_for_room
 from sentiment.settings import RaySettings, ReproduceSettings
 from sentiment.stores import is_uri
 from sentiment.vectors.loading import load_vectors
@@ -49,6 +49,7 @@ def reproduce(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[st
     failures: dict[str, Exception] = {}
     if todo:
         with ray_session(ray_settings):
+            wait_for_room(ray_settings, 1, "run", cpus=settings.cpus_per_run, gpus=settings.gpus_per_run)
             require(1, "run", cpus=settings.cpus_per_run, gpus=settings.gpus_per_run)
             failures = _run_all(todo, settings)
     report = write_report(Path(settings.output), Path(settings.report))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -47,7 +49,7 @@ class Pool:
         nodes = node_resources()
         cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
         gpus_each = settings.gpus_per_actor if settings.use_gpu else 0.0
-        most = room(ACTOR_CPUS, gpus_each) if settings.use_gpu else sum(cpus)
+        most = room(ACTOR_CPUS, gpus_each, READ_CPUS) if settings.use_gpu else sum(cpus)
         size = settings.num_actors or max(1, most)
         if at_most is not None:
             size = max(1, min(size, at_most, most))
@@ -55,8 +57,7 @@ class Pool:
         if not settings.use_gpu:
             # Threads for the CPUs that fewer actors leave idle, as far as one node has them.
             num_threads = max(1, min(sum(cpus) // size, min(cpus, default=1)))
-        cpus_each = ACTOR_CPUS if settings.use_gpu else num_threads
-        require(size, "model actors", cpus=cpus_each, gpus=gpus_each)
+        _on_nodes(require, size, settings, num_threads)
         return cls(size, num_threads, ACTOR_CPUS * num_threads, gpus_each)
 
     @staticmethod
@@ -67,14 +68,22 @@ class Pool:
             settings: What is asked for.
             ray_settings: How long.
         """
-        gpus_each = settings.gpus_per_actor if settings.use_gpu else 0.0
-        cpus_each = ACTOR_CPUS if settings.use_gpu else 1
-        wait_for_room(ray_settings, settings.num_actors or 1, "model actors", cpus=cpus_each, gpus=gpus_each)
+        _on_nodes(partial(wait_for_room, ray_settings), settings.num_actors or 1, settings, 1)
 
     @property
     def fits(self) -> bool:
         """Whether it still does: nodes may have gone."""
         return room(self.cpus, self.gpus, spare_cpus=READ_CPUS) >= self.size
+
+
+def _on_nodes(
+    act: Callable[..., None], size: int, settings: ScoreSettings | EvaluateSettings, num_threads: int
+) -> None:
+    """Require so many actors, or wait for them: on CPUs each has its threads', beside a GPU what reading leaves."""
+    if settings.use_gpu:
+        act(size, "model actors", cpus=ACTOR_CPUS, gpus=settings.gpus_per_actor, spare_cpus=READ_CPUS)
+    else:
+        act(size, "model actors", cpus=num_threads)
 
 
 def watch(pool: Pool, board: Any) -> Background:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 
 import ray
 import ray.data
-from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from sentiment.errors import ResourceError
 from sentiment.settings import RaySettings
@@ -136,11 +136,14 @@ def room(cpus: float, gpus: float = 0, spare_cpus: float = 0) -> int:
     places = 0
     for node in node_resources():
         by_cpu = max(0.0, node.get("CPU", 0) - spare_cpus) / cpus
-        places += int(min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu)
+        # 0.6 / 0.2 is a little less than 3.
+        places += int((min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu) + 1e-9)
     return places
 
 
-def wait_for_room(settings: RaySettings, count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
+def wait_for_room(
+    settings: RaySettings, count: int, what: str, *, cpus: float, gpus: float = 0, spare_cpus: float = 0
+) -> None:
     """Ask the autoscaler, if there is one, for the nodes that a job needs, and wait; `require` says if in vain.
 
     Args:
@@ -149,22 +152,24 @@ def wait_for_room(settings: RaySettings, count: int, what: str, *, cpus: float, 
         what: Their name, for people.
         cpus: CPUs of each; they must be on one node.
         gpus: GPUs of each.
+        spare_cpus: CPUs of each node that are left alone.
     """
     until = time.monotonic() + settings.wait_for_nodes_s
-    if room(cpus, gpus) >= count or not settings.wait_for_nodes_s:
+    if room(cpus, gpus, spare_cpus) >= count or not settings.wait_for_nodes_s:
         return
     seconds = f"{settings.wait_for_nodes_s:,.0f} s at most"
     print(f"waiting for nodes with room for {count} {what} ({seconds})", file=sys.stderr, flush=True)
-    request_resources(bundles=[{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * count)
+    # Not by `request_resources`: Ray Data and Ray Train replace what others asked for with that every 20 s.
+    wanted = placement_group([{"CPU": cpus + spare_cpus, **({"GPU": gpus} if gpus else {})}] * count)
     try:
-        while room(cpus, gpus) < count and time.monotonic() < until:
+        while room(cpus, gpus, spare_cpus) < count and time.monotonic() < until:
             time.sleep(_LOOK_S)
     finally:
         # They are kept by what runs on them, and by the autoscaler's idle timeout until it does.
-        request_resources(bundles=[])
+        remove_placement_group(wanted)
 
 
-def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
+def require(count: int, what: str, *, cpus: float, gpus: float = 0, spare_cpus: float = 0) -> None:
     """Refuse work that the cluster can never start, instead of waiting for ever.
 
     Args:
@@ -172,15 +177,17 @@ def require(count: int, what: str, *, cpus: float, gpus: float = 0) -> None:
         what: Their name, for the message.
         cpus: CPUs of each; they must be on one node.
         gpus: GPUs of each.
+        spare_cpus: CPUs of each node that are left alone.
 
     Raises:
         ResourceError: The nodes have room for fewer; names what was asked and what there is.
     """
-    nodes, places = node_resources(), room(cpus, gpus)
+    nodes, places = node_resources(), room(cpus, gpus, spare_cpus)
     if places < count:
         total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+        each = f"{cpus:g} and {gpus:g} each" + (f", {spare_cpus:g} CPUs of each node left alone" if spare_cpus else "")
         raise ResourceError(
-            f"{count} {what} ask for {count * cpus:g} CPUs and {count * gpus:g} GPUs ({cpus:g} and {gpus:g} each), the "
-            f"cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} node(s), room for {places}: "
-            "ask for fewer, or join a larger cluster with --address"
+            f"{count} {what} ask for {count * cpus:g} CPUs and {count * gpus:g} GPUs ({each}), "
+            f"the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} node(s), room for "
+            f"{places}: ask for fewer, or join a larger cluster with --address"
         )

@@ -6,12 +6,8 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from forwarder import Forwarder
+from heads import BIN, free_ports, started_head
 from job_runs import PATIENCE_S, REPOSITORY, running, wait_for
 
-BIN = Path(sys.executable).parent
 ROWS = 40
 
 
@@ -46,29 +41,9 @@ class Head:
             return json.load(answer)
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as taken:
-        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill a head and all that it started; `ray stop` would end every Ray of the machine."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family, timeout=10)
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head with token authentication and four logical CPUs, in a folder that isn't the repository."""
-    # The paths of Ray's sockets must be shorter than 108 characters.
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))
     token_file = tmp_path_factory.mktemp("token") / "token"
     token_file.write_text(token := secrets.token_hex(32))
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SENTIMENT_"))}
@@ -77,36 +52,19 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     port, dashboard, agent, client = free_ports(4)
     address = f"http://127.0.0.1:{dashboard}"
     flags = [
-        *("--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
-        *("--num-cpus=4", "--num-gpus=0", f"--object-store-memory={400 << 20}"),
-        *(f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
-        f"--ray-client-server-port={client}",
+        *("--node-ip-address=127.0.0.1", "--num-cpus=4", f"--port={port}", f"--ray-client-server-port={client}"),
+        *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
     ]
-    log = (folder / "head.log").open("w+")
-    process = subprocess.Popen(
-        [str(BIN / "ray"), "start", *flags],
-        cwd=folder,
-        env={name: value for name, value in env.items() if name != "PYTHONPATH"},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with started_head(*flags, env=env) as (process, log):
         started = Head(address, token, env)
 
         def answer() -> Any:
-            assert process.poll() is None, (folder / "head.log").read_text()
+            assert process.poll() is None, log.read_text()
             with contextlib.suppress(OSError):
                 return started.get("/api/version")
 
         wait_for("dashboard", answer)
         yield started
-    finally:
-        end(process)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ T = TypeVar("T")
 ANSWER_S = 30.0
 # An upload of a few MB, over any line.
 _UPLOAD_S = 600.0
+# Questions after a line that broke while a job was handed over.
+_ATTEMPTS, _PAUSE_S = 10, 3.0
 
 
 class Client(Protocol):
@@ -47,6 +49,7 @@ async def ask(question: Callable[[], T], deadline_s: float = ANSWER_S) -> T:
         deadline_s: So long it has.
 
     Raises:
+        ConfigError: The cluster doesn't accept the token any more.
         TimeoutError: There was no answer in time.
     """
     answer: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -56,7 +59,7 @@ async def ask(question: Callable[[], T], deadline_s: float = ANSWER_S) -> T:
         try:
             answer.set_result(question())
         except BaseException as error:
-            answer.set_exception(error)
+            answer.set_exception(_refusal(error) or error)
 
     threading.Thread(target=run, daemon=True).start()
     return await asyncio.wait_for(asyncio.wrap_future(answer), deadline_s)
@@ -89,12 +92,42 @@ async def send(client: Client, submission: Submission) -> None:
 
     Raises:
         ConfigError: The cluster refuses it.
-        ResourceError: It takes too long.
+        ResourceError: The line broke or it takes too long, and the cluster doesn't say that it has the job.
     """
     try:
         await ask(lambda: _send(client, submission), _UPLOAD_S)
-    except TimeoutError:
-        raise ResourceError(f"the cluster hasn't taken the upload within {_UPLOAD_S:g} s") from None
+    except OSError as error:
+        problem = f"the upload took more than {_UPLOAD_S:g} s" if isinstance(error, TimeoutError) else brief(error)
+        if not await _is_known(client, submission.submission_id, problem):
+            raise ResourceError(f"the job wasn't submitted: {problem}") from None
+
+
+async def _is_known(client: Client, submission_id: str, problem: str) -> bool:
+    """Whether the cluster took a job although its answer didn't arrive: submitted again, it would run twice."""
+    for _ in range(_ATTEMPTS):
+        await asyncio.sleep(_PAUSE_S)
+        try:
+            await ask(lambda: client.get_job_info(submission_id))
+        except RuntimeError as error:
+            if "status code 404" in str(error):
+                return False
+        except OSError:
+            continue
+        else:
+            return True
+    raise ResourceError(
+        f"{problem}, and the cluster doesn't answer: it may or may not have the job; before you submit it again, see "
+        f"ray job status {submission_id}"
+    )
+
+
+def _refusal(error: BaseException) -> ConfigError | None:
+    """What a token that isn't accepted any more comes to, as of a head that was replaced by one with another."""
+    from ray.exceptions import AuthenticationError
+
+    if not isinstance(error, AuthenticationError):
+        return None
+    return ConfigError("the cluster doesn't accept the token any more: it must be the head's")
 
 
 def _token_source() -> str | None:
@@ -148,7 +181,7 @@ def _send(client: Client, submission: Submission) -> None:
             submission_id=submission.submission_id,
             runtime_env={"working_dir": str(submission.folder), "env_vars": submission.variables},
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         # A refusal carries the head's traceback; its last line says why.
-        reason = str(error).strip(" .\n").splitlines()[-1]
+        reason = (str(error).strip(" .\n") or type(error).__name__).splitlines()[-1]
         raise ConfigError(f"the cluster refuses the job: {reason[:300]}") from None

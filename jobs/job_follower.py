@@ -17,7 +17,7 @@ from typing import Any
 from jobs.job_client import Client, ask, connect, send
 from jobs.job_log import JobLog
 from jobs.submission import Submission
-from sentiment.errors import ResourceError, brief
+from sentiment.errors import ConfigError, ResourceError, brief
 
 _POLL_S = 1.0
 # Gateways forget connections on which nothing comes: after so long a new one is made.
@@ -100,6 +100,9 @@ class Follower:
         except ResourceError as error:
             _say(f"submit: {error}")
             return 1
+        except ConfigError as error:
+            _say(f"submit: {error}; {self._id} may go on")
+            return 1
         finally:
             tail.cancel()
         await self._rest()
@@ -129,10 +132,11 @@ class Follower:
     async def _tail(self) -> None:
         """Show the log as it comes, over as many connections as it takes."""
         import aiohttp
+        from ray.exceptions import AuthenticationError
 
         while True:
             at = 0
-            with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError, TimeoutError):
+            with contextlib.suppress(aiohttp.ClientError, AuthenticationError, OSError, RuntimeError, TimeoutError):
                 pieces = aiter(self._client.tail_job_logs(self._id))
                 while (piece := await asyncio.wait_for(anext(pieces, None), _SILENCE_S)) is not None:
                     self._log.take(piece, at)
@@ -143,6 +147,7 @@ class Follower:
         """Details of the job once it has ended, after stopping it if that is asked for.
 
         Raises:
+            ConfigError: The cluster doesn't accept the token any more.
             ResourceError: The cluster doesn't know it, or has been out of reach for too long.
         """
         heard, lost, asked = time.monotonic(), False, False
@@ -179,7 +184,7 @@ class Follower:
             try:
                 self._log.take(await ask(lambda: self._client.get_job_logs(self._id)), 0)
                 break
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, ConfigError) as error:
                 reason = brief(error)
                 await asyncio.sleep(_POLL_S)
         else:

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from jobs import job_client, job_follower
 from jobs.job_follower import Follower
 from jobs.job_log import JobLog
 from jobs.submission import Submission
+from sentiment.errors import ConfigError, ResourceError
 
 RESULT = '{"rows_in": 3}'
 
@@ -43,6 +45,7 @@ class ActedCluster:
         tails: How far each connection to the log gets; later ones stay open and silent.
         answers: Statuses, one for each question; an error is raised; the last one stays.
         code: The job's exit code.
+        line: What happens to the answer when a job is handed over.
     """
 
     log: str = ""
@@ -51,9 +54,10 @@ class ActedCluster:
     code: int | None = 0
     message: str | None = None
     stops: int = 0
+    line: Exception = field(default_factory=lambda: ConnectionError("Connection reset by peer"))
 
     def submit_job(self, *, entrypoint: str, submission_id: str | None, runtime_env: dict[str, Any] | None) -> str:
-        raise AssertionError("nothing is submitted here")
+        raise self.line
 
     def get_job_info(self, job_id: str) -> Any:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -211,12 +215,56 @@ def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch, capsys:
     ("error", "said"),
     [
         (RuntimeError("Request failed with status code 404: Job run-1 does not exist."), "doesn't know run-1"),
-        (ConnectionError("Connection refused"), "no answer for 0.1 s from http://head:8265"),
+        (ConnectionError("Connection refused"), "no answer for 0.1 s from http://head:8265, run-1 may go on"),
+        (AuthenticationError("Unauthenticated"), "doesn't accept the token any more: it must be the head's; run-1 may"),
     ],
 )
 def test_a_cluster_that_is_gone_is_exit_1(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert follow(ActedCluster(answers=["RUNNING", error]), patience_s=0.1) == 1
     assert said in capsys.readouterr().err
+
+
+SUBMISSION = Submission("run-1", "python jobs/score.py", Path(), {})
+
+
+@pytest.mark.parametrize("line", [ConnectionError("Connection reset by peer"), TimeoutError()])
+def test_a_job_that_was_taken_is_not_lost_with_the_line(monkeypatch: pytest.MonkeyPatch, line: Exception) -> None:
+    """Reported as refused, it would be submitted again and run twice."""
+    monkeypatch.setattr(job_client, "_PAUSE_S", 0.01)
+    gateway = RuntimeError("Request failed with status code 502: Bad Gateway.")
+    asyncio.run(job_client.send(ActedCluster(line=line, answers=[ConnectionError(), gateway, "PENDING"]), SUBMISSION))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            RuntimeError("Request failed with status code 404: Job run-1 does not exist."),
+            "the job wasn't submitted: Conn",
+        ),
+        (ConnectionError("Connection refused"), "it may or may not have the job; .* see ray job status run-1"),
+    ],
+)
+def test_a_line_that_breaks_over_a_submission(monkeypatch: pytest.MonkeyPatch, answer: Exception, said: str) -> None:
+    monkeypatch.setattr(job_client, "_PAUSE_S", 0.01)
+    with pytest.raises(ResourceError, match=said):
+        asyncio.run(job_client.send(ActedCluster(answers=[answer]), SUBMISSION))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            RuntimeError("Request failed with status code 500: Traceback …\nValueError: no such environment.\n"),
+            "no such env",
+        ),
+        (RuntimeError(), "RuntimeError"),
+        (AuthenticationError("Unauthenticated"), "doesn't accept the token"),
+    ],
+)
+def test_a_job_that_is_refused(line: Exception, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        asyncio.run(job_client.send(ActedCluster(line=line), SUBMISSION))
 
 
 def test_a_question_without_answer_is_given_up() -> None:

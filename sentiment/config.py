@@ -14,6 +14,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ from sentiment.settings import SECTIONS, StorageSettings
 
 CONFIG_FILE = "ray_config.yaml"
 PROFILES, PROFILE_VARIABLE = "profiles", "SENTIMENT_PROFILE"
+# Variables of ours that are no section's, and those that Kubernetes sets for each of its services.
+_OURS = "SENTIMENT_"
+_NO_SETTINGS = (PROFILE_VARIABLE, "SENTIMENT_API_KEYS", "SENTIMENT_MODEL", "SENTIMENT_GLOVE")
+_SERVICE_LINK = re.compile(r"\w+_(SERVICE_(HOST|PORT)(_\w+)?=.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*|PORT=\w+://.*)")
+_WITH_KEYS = re.compile(r"[A-Za-z][\w+.-]*://[^/?#]*:[^/?#]*@")
 S = TypeVar("S", bound=Section)
 
 
@@ -64,9 +70,21 @@ def load(
         settings = section.model_validate({**values, **({"overrides": overrides} if extra else {})})
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
+    _refuse_keys(settings)
     if section is StorageSettings:
         return settings
     return settings.rooted(load(StorageSettings, {}, file, profile=profile).root)
+
+
+def _refuse_keys(settings: Section) -> None:
+    """Refuse URIs that carry a store's keys: they would stand in logs, records and on the dashboard."""
+    for name in settings.paths:
+        given = getattr(settings, name)
+        if any(_WITH_KEYS.match(uri) for uri in (given if isinstance(given, list) else [given or ""])):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: keys don't belong in a URI, logs and dashboards show it; set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the store reads, or give the machine a role"
+            )
 
 
 def in_force(section: type[Section], file: str | None = None, profile: str | None = None) -> dict[str, tuple[Any, str]]:
@@ -121,8 +139,12 @@ def _layers(
     section: type[Section], known: set[str] | None, file: str | None, profile: str | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """What each source says of a section, the weakest first, with its name."""
+    _check_environment()
     path, content = _read(file)
     profiles = content.pop(PROFILES, None) or {}
+    for name, sections in profiles.items():
+        _check_keys(sections or {}, f"profile {name} of {path}")
+    _check_keys(content, str(path))
     layers = [(str(path), _section(section.section, known, content, str(path)))]
     if chosen := profile or os.environ.get(PROFILE_VARIABLE):
         if chosen not in profiles:
@@ -152,6 +174,31 @@ def _read(file: str | None) -> tuple[Path, dict[str, Any]]:
     return path, content
 
 
+def _check_keys(content: Any, where: str) -> None:
+    """Refuse keys that no section has, also in sections that this command doesn't read.
+
+    Those that take a recipe's settings too are checked when it is known which recipe.
+    """
+    for name, section in SECTIONS.items():
+        fields = set(section.model_fields)
+        _section(name, None if "overrides" in fields else fields, content, where)
+
+
+def _check_environment() -> None:
+    """Refuse a variable that was meant for a section and names none: SENTIMENT_TRIAN_SEED."""
+    prefixes = tuple(map(_prefix, SECTIONS.values()))
+    strangers = [
+        name for name in os.environ if name.startswith(_OURS) and not name.startswith((*prefixes, *_NO_SETTINGS))
+    ]
+    if strangers:
+        settings = [_prefix(one) + name.upper() for one in SECTIONS.values() for name in one.model_fields]
+        ends = [name.removeprefix(_OURS) for name in settings]
+        for variable in strangers:
+            # Another program may have variables that begin so.
+            if difflib.get_close_matches(variable.removeprefix(_OURS), ends, cutoff=0.8):
+                raise unknown("setting", variable, settings, "the environment")
+
+
 def _section(section: str, known: set[str] | None, content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{where} must hold sections ({', '.join(SECTIONS)}), not a {type(content).__name__}")
@@ -173,7 +220,11 @@ def _from_environment(section: type[Section], known: set[str] | None) -> dict[st
     others = [other for other in map(_prefix, SECTIONS.values()) if len(other) > len(prefix)]
     for variable, value in os.environ.items():
         # SENTIMENT_TRAIN_BERT_SEED is no setting BERT_SEED of section train.
-        if variable.startswith(prefix) and not variable.startswith(tuple(others)):
+        if (
+            variable.startswith(prefix)
+            and not variable.startswith(tuple(others))
+            and not _SERVICE_LINK.fullmatch(f"{variable}={value}")
+        ):
             name = variable.removeprefix(prefix).lower()
             if known is not None and name not in known:
                 raise unknown(

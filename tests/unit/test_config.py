@@ -168,6 +168,50 @@ def test_mistakes_in_the_file(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("score: {batch_row: 3}", r"unknown key 'batch_row' in section score of .*batch_rows"),
+        ("profiles: {night: {serve: {prot: 1}}}", r"unknown key 'prot' in section serve of profile night of .*port"),
+        ("profiles: {night: {sore: {}}}", r"unknown section 'sore' in profile night of .*score"),
+        ("profiles: {night: 3}", r"profile night of .* must hold sections"),
+    ],
+)
+def test_mistakes_in_what_is_not_read_now(text: str, message: str) -> None:
+    """They would be found by another command, maybe at night."""
+    Path("ray_config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(PrepareSettings, {"input": ["a.csv"], "output": "out"})
+
+
+def test_variables_that_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SENTIMENT_API_KEYS", "SENTIMENT_MODEL", "SENTIMENT_GLOVE", "SENTIMENT_DASHBOARD_URL"):
+        monkeypatch.setenv(name, "something")
+    # As Kubernetes sets them in every pod beside a service.
+    for name, value in {
+        "SENTIMENT_PREPARE_SVC_SERVICE_HOST": "10.0.0.1",
+        "SENTIMENT_PREPARE_SVC_SERVICE_PORT_HTTP": "8000",
+        "SENTIMENT_PREPARE_SVC_PORT": "tcp://10.0.0.1:8000",
+        "SENTIMENT_PREPARE_SVC_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load(PrepareSettings, {"input": ["a.csv"], "output": "out"}).input == ["a.csv"]
+    monkeypatch.setenv("SENTIMENT_PERPARE_SEED", "4")
+    with pytest.raises(
+        ConfigError, match=r"unknown setting 'SENTIMENT_PERPARE_SEED' .* did you mean SENTIMENT_PREPARE_S"
+    ):
+        load(PrepareSettings, {"input": ["a.csv"], "output": "out"})
+
+
+@pytest.mark.parametrize(
+    "flags", [{"output": "s3://KEY:SECRET@bucket/out"}, {"input": ["a", "s3://KEY:SEC%2FRET@b/in"]}]
+)
+def test_keys_in_a_uri_are_refused_and_not_repeated(flags: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"^--(in|out)put: keys don't belong in a URI") as refused:
+        load(PrepareSettings, {"input": ["a.csv"], "output": "out", **flags})
+    assert "SEC" not in str(refused.value).replace("SECRET_ACCESS", "")
+
+
 def test_a_named_file_must_be_there() -> None:
     assert train(file=write("train: {seed: 5}", "mine.yaml")).seed == 5
     with pytest.raises(ConfigError, match=r"no configuration file at other\.yaml"):

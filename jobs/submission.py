@@ -32,6 +32,8 @@ _DEFAULTS = {
     # Seconds until a job that doesn't stop is killed; by default it has 3, a checkpoint takes longer.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }
+# Beside those that a section names, which begin at storage.root.
+_OTHER_PATHS = ("data", "output", "report", "mlflow")
 _PATHS_OR_NAMES = ("vectors", "encoder")
 
 
@@ -160,10 +162,12 @@ def _as_there(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
 def _check_paths(settings: Section, folder: Path) -> None:
     """Refuse paths of this machine's working directory: on the cluster it is another one, and goes with the job."""
     values: dict[str, Any] = {**settings.model_dump(), **getattr(settings, "overrides", {})}
-    for name in (*settings.paths, "report", *_PATHS_OR_NAMES):
+    for name in dict.fromkeys((*settings.paths, *_OTHER_PATHS, *_PATHS_OR_NAMES)):
         given = values.get(name)
         for value in [given] if isinstance(given, str) else given or []:
-            if "://" in value or Path(value).is_absolute():
+            # SQLAlchemy's form of a path.
+            path = value.removeprefix("sqlite:///")
+            if "://" in path or Path(path).is_absolute():
                 continue
             here = next((path for path in (Path(value).absolute(), folder / value) if path.exists()), None)
             if name not in _PATHS_OR_NAMES or here:

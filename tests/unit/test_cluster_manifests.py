@@ -9,7 +9,10 @@ import inspect
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -244,6 +247,20 @@ def test_the_image_is_pinned_and_not_root() -> None:
     for line in installs:
         assert "--no-deps" in line or "--constraint constraints.txt" in line
     assert not [rest for _, rest in instructions() if re.search(r"token|password|secret", rest, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("extras", ["", "baseline tracking"])
+def test_the_image_takes_the_projects_dependencies(tmp_path: Path, extras: str) -> None:
+    """Its own command, as a shell runs it."""
+    run = next(rest for rest in of_kind("RUN") if "tomllib" in rest)
+    listing = run.partition(">")[0].replace("python ", f"{shlex.quote(sys.executable)} ")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    listed = subprocess.run(
+        ["/bin/sh", "-c", listing], cwd=tmp_path, env={"EXTRAS": extras}, capture_output=True, text=True, check=True
+    )
+    project = PROJECT["project"]
+    of_extras = [one for name in extras.split() for one in project["optional-dependencies"][name]]
+    assert listed.stdout.splitlines() == [*project["dependencies"], *of_extras]
 
 
 def test_dependencies_are_installed_before_the_code_is_copied() -> None:

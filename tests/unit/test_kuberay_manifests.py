@@ -189,6 +189,12 @@ def test_nobody_is_root(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
+def test_services_set_no_variables(name: str) -> None:
+    """A service `sentiment-serve-svc` would set SENTIMENT_SERVE_SVC_PORT in every pod beside it."""
+    assert all(pod["enableServiceLinks"] is False for pod in pods(resource(name)))
+
+
+@pytest.mark.parametrize("name", RAY)
 def test_all_that_a_pod_mounts_is_there(name: str) -> None:
     claim = documents("storage.yaml")[0]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]

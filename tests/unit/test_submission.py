@@ -83,6 +83,15 @@ def test_how_a_job_is_stopped_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> 
         ([SCORE[0], *SCORE[1], "--output", "runs/scored"], "--output runs/scored is relative"),
         ([SCORE[0], *SCORE[1], "--input", "/a", "runs/a.csv"], "--input runs/a.csv is relative"),
         (["jobs/train_bert.py", "--data", "/shared/imdb"], "--output runs/bert is relative"),
+        (
+            ["jobs/train_bert.py", "--output", "/shared/b", "--mlflow", "runs/mlflow"],
+            "--mlflow runs/mlflow is relative",
+        ),
+        (
+            ["jobs/train_bert.py", "--output", "/shared/b", "--mlflow", "sqlite:///m.db"],
+            "--mlflow sqlite:///m.db is rel",
+        ),
+        (["jobs/demo.py"], "--output runs/demo is relative"),
         (["jobs/train_bert.py", "--output", "/shared/bert", "--encoder", "docs"], f"such as {ROOT}/docs"),
         (
             ["--address", "ray://head:10001", SCORE[0], *SCORE[1]],
@@ -98,6 +107,11 @@ def test_a_mistake_is_one_line_and_exit_2(argv: list[str], message: str, capsys:
     assert err.startswith("submit: ")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mlflow", ["http://tracking:5000", "/shared/mlflow", "sqlite:////shared/mlflow.db"])
+def test_where_mlflow_may_be(mlflow: str) -> None:
+    plan("jobs/train_bert.py", ["--data", "/shared/imdb", "--output", "/shared/bert", "--mlflow", mlflow])
 
 
 def test_names_of_encoders_are_no_paths() -> None:

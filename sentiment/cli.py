@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from sentiment.config import PROFILE_VARIABLE, fields_of, load, unknown
 from sentiment.errors import ConfigError, SentimentError
 from sentiment.recipe import Recipe
-from sentiment.section import Section
+from sentiment.section import FLAG_ALONE, Section
 from sentiment.settings import RaySettings
 
 S = TypeVar("S", bound=Section)
@@ -135,7 +135,9 @@ def _add_flags(
             metavar = _metavar(typing.get_args(kind)[0])
             group.add_argument(flag, dest=name, nargs="+", action="extend", metavar=metavar, help=help_text)
         else:
-            group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text)
+            alone = field.json_schema_extra.get(FLAG_ALONE) if isinstance(field.json_schema_extra, dict) else None
+            optional: dict[str, Any] = {"nargs": "?", "const": alone} if alone else {}
+            group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text, **optional)
 
 
 def _inner_type(annotation: Any) -> Any:

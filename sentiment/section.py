@@ -7,6 +7,9 @@ from typing import ClassVar, Self
 from pydantic import PrivateAttr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# In a field's `json_schema_extra`: what its flag means when no value follows.
+FLAG_ALONE = "flag_alone"
+
 
 class Section(BaseSettings):
     """One section of `ray_config.yaml`.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from sentiment.section import Section
+from sentiment.section import FLAG_ALONE, Section
 
 Precision = Literal["auto", "bf16", "float32"]
 Encoding = Literal["auto", "utf-8", "latin-1"]
@@ -110,7 +110,11 @@ class TrainSettings(Section):
     checkpoint_steps: int = Field(0, ge=0, description="a checkpoint every so many steps beside each epoch's; 0: none")
     max_failures: int = Field(2, ge=0, description="lost workers that are made good from the last checkpoint")
     collective_timeout_s: int = Field(120, gt=0, description="a worker that waits longer for the others fails, s")
-    mlflow: str | None = Field(None, description="MLflow tracking URI, or a folder for its database; none: no tracking")
+    mlflow: str | None = Field(
+        None,
+        description="log to MLflow: tracking URI, or a folder for its database; without a value: runs/mlflow",
+        json_schema_extra={FLAG_ALONE: "runs/mlflow"},
+    )
     mlflow_experiment: str = Field("sentiment", min_length=1, description="MLflow experiment that runs are logged to")
     overrides: dict[str, Any] = Field({}, description="fields of the recipe that were set")
 

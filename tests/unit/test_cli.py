@@ -167,6 +167,15 @@ def test_a_mistake_met_while_working_is_the_same(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "toy: nothing at tweets.csv\n")
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [([], None), (["--mlflow"], "runs/mlflow"), (["--mlflow", "http://there:5000"], "http://there:5000")],
+)
+def test_tracking_has_a_folder_of_its_own(flags: list[str], found: str | None) -> None:
+    settings, _ = jobs.train_lstm.JOB.parse(["--data", "d", "--output", "o", *flags, "--seed", "4"])
+    assert (settings.mlflow, settings.seed) == (found, 4)
+
+
 def test_repeated_lists_add_up_and_switches_turn_off() -> None:
     job = Job("toy", "About.", Toy, lambda settings, ray_settings: {})
     settings, _ = job.parse(["--output", "x", "--input", "a", "b", "--input", "c", "--no-resume"])

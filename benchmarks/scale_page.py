@@ -240,7 +240,12 @@ def _ids(sums: Sums) -> str:
     for size, count in SIZES.items():
         shards = count / sums.rows_per_shard(count, sums.cores("BiLSTM", count))
         rows.append([size, in_bytes(8 * count), in_bytes(shards * sums.report["bytes_per_shard"])])
-    return _table(["tweets", "8 bytes a row", "our reports in the driver"], rows)
+    store = 0.3 * sums.assumed.driver_bytes
+    return (
+        f"{_table(['tweets', '8 bytes a row', 'our reports in the driver'], rows)}\n\n"
+        f"The object store of a machine of {in_bytes(sums.assumed.driver_bytes)}, 30 % of that, is full of such ids at "
+        f"**{words(store / 8)}** rows;\nway round: a job for each part of the archive, with a checkpoint of its own."
+    )
 
 
 def _machine(sums: Sums) -> str:

@@ -178,6 +178,11 @@ class Sums:
                     *(a.wait_s, duration, "larger input files; several runs"),
                 ),
                 Limit(
+                    "planning, files of 1 MB: opens each, on S3",
+                    lambda rows: rows * self.input_bytes / 1e6 * self.waiting_s("plan"),
+                    *(a.wait_s, duration, "larger input files"),
+                ),
+                Limit(
                     "planning: parses the head of each JSON lines file",
                     lambda rows: rows * lines / a.file_bytes * self.planning["JSON lines"]["s"],
                     *(a.wait_s, duration, "larger input files; several runs"),

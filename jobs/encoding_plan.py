@@ -24,7 +24,7 @@ from sentiment.errors import ConfigError, ResourceError
 from sentiment.models.bert_gru import encoder_config
 from sentiment.schema import SPLITS, TEXT, TRAIN
 from sentiment.settings import TrainBertSettings
-from sentiment.stores import is_uri
+from sentiment.uris import is_uri
 
 # A shard holds about so many tokens: 50 MB of a base encoder's features, what an actor has in memory at a time.
 _SHARD_TOKENS = 32_768

@@ -18,7 +18,7 @@ import psutil
 from jobs.background import Background
 from sentiment.corpora.folder import Folder
 from sentiment.errors import ConfigError
-from sentiment.stores import is_uri
+from sentiment.uris import is_uri
 
 LOCK = "_run/lock.json"
 _BEAT_S = 10.0

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ray.util.metrics import Counter, Gauge
 
 from jobs.progress import News
-from sentiment.stores import is_uri
+from sentiment.uris import is_uri
 
 # Keys of `News.measured`, beside those of an epoch's figures.
 EPOCHS, ROWS, STORED_BYTES, SHARE = "epochs", "rows", "stored_bytes", "share"

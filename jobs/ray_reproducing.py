@@ -22,7 +22,7 @@ from sentiment.recipes import RECIPES, get_recipe, twin_of
 from sentiment.schema import SPLITS, TRAIN
 from sentiment.session import ray_session, require, wait_for_room
 from sentiment.settings import RaySettings, ReproduceSettings
-from sentiment.stores import is_uri
+from sentiment.uris import is_uri
 from sentiment.vectors.loading import load_vectors
 
 

@@ -39,7 +39,8 @@ from sentiment.corpora.streams import UnreachableError
 from sentiment.errors import DataError, ResourceError, brief
 from sentiment.schema import ID_FIELD, REJECTED, REJECTED_SCHEMA, SCORED
 from sentiment.settings import EvaluateSettings, ScoreSettings
-from sentiment.stores import absolute, is_uri
+from sentiment.stores import absolute
+from sentiment.uris import is_uri
 
 # Shards on their way for each actor: the one it works on, the next one, and two being read.
 _SHARDS_UNDER_WAY = 4

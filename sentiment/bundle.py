@@ -28,8 +28,9 @@ from sentiment.encoder_tokenizer import EncoderTokenizer
 from sentiment.errors import BundleError, DataError, brief
 from sentiment.schema import LABELS
 from sentiment.shapes import BertGruConfig, ModelConfig
-from sentiment.stores import fetch, is_uri
+from sentiment.stores import fetch
 from sentiment.tokenizers import Tokenizer, WordTokenizer
+from sentiment.uris import is_uri
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 METRICS, CARD, MANIFEST = "metrics.json", "README.md", "MANIFEST.json"

@@ -7,6 +7,8 @@ from typing import ClassVar, Self
 from pydantic import PrivateAttr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sentiment.uris import is_uri, join
+
 # In a field's `json_schema_extra`: what its flag means when no value follows.
 FLAG_ALONE = "flag_alone"
 
@@ -48,7 +50,4 @@ class Section(BaseSettings):
 
 
 def _join(root: str | None, path: str) -> str:
-    if not root or "://" in path or path.startswith(("/", "~")):
-        return path
-    base, mark, query = root.partition("?") if "://" in root else (root, "", "")
-    return f"{base.rstrip('/')}/{path}{mark}{query}"
+    return path if not root or is_uri(path) or path.startswith(("/", "~")) else join(root, path)

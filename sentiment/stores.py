@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 import posixpath
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -20,13 +19,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sentiment.errors import DataError, brief
+from sentiment.uris import is_uri
 
 _COPIED_BYTES = 8 << 20
-
-
-def is_uri(path: str) -> bool:
-    """Tell a URI (`s3://…`, `memory://…`) from a local path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 @functools.lru_cache(maxsize=64)

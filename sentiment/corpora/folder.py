@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sentiment.errors import ConfigError, DataError
-from sentiment.stores import absolute, is_uri, resolve
+from sentiment.stores import absolute, resolve
+from sentiment.uris import is_uri, join, split_query
 
 # Arrow's names of stores in which a file appears once it is written whole.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -64,8 +65,7 @@ class Folder:
 
     def address(self, name: str) -> str:
         """Absolute path or URI of something in it; for a URI, options behind the question mark stay there."""
-        base, mark, query = self.absolute.partition("?") if is_uri(self.uri) else (self.absolute, "", "")
-        return f"{base.rstrip('/')}/{name}{mark}{query}"
+        return join(self.absolute, name)
 
     def check_inputs(self, inputs: Iterable[str]) -> None:
         """Refuse inputs that overlap with the folder.
@@ -77,10 +77,10 @@ class Folder:
             ConfigError: An input is in it, or it in an input.
         """
         for given in inputs:
-            # What stands behind the question mark of a URI says where the store is.
-            whole, mark, query = given.partition("?") if is_uri(given) else (given, "", "")
+            # A URI's options say where the store is.
+            whole, query = split_query(given)
             path, wildcard = re.match(r"([^*?\[]*)(.*)", whole, re.DOTALL).groups()  # type: ignore[union-attr]
-            read = f"{Folder(path + mark + query).base.rstrip('/')}/"
+            read = f"{Folder(path + query).base.rstrip('/')}/"
             # A glob's folder may hold the output: what the glob takes is known before anything is written.
             if read.startswith(f"{self.base}/") or (not wildcard and f"{self.base}/".startswith(read)):
                 raise ConfigError(f"--output {self.uri} and the input {given} overlap; name another --output")

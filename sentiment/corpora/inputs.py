@@ -19,7 +19,8 @@ import pyarrow.fs as pafs
 
 from sentiment.corpora.streams import NOT_REGULAR
 from sentiment.errors import DataError, brief
-from sentiment.stores import is_uri, resolve
+from sentiment.stores import resolve
+from sentiment.uris import is_uri, join
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -186,18 +187,11 @@ def _walk(fs: pafs.FileSystem, base: str, given: str, root: str, skipped: list[s
         if info.type == pafs.FileType.Directory:
             continue
         relative = info.path[len(base) :].lstrip("/")
-        path = _join(given, relative)
+        path = join(given, relative)
         if any(part[0] in "._" for part in relative.split("/") if part):
             skipped.append(f"{path}: hidden")
         else:
             yield from _entry(info, path, root, skipped)
-
-
-def _join(given: str, relative: str) -> str:
-    """Write a child of `given` as the user would; a URI's query stays at its end."""
-    base, mark, query = given.partition("?") if is_uri(given) else (given, "", "")
-    base = base if base.endswith("://") else base.rstrip("/")
-    return f"{base}{'' if base.endswith('://') else '/'}{relative}{mark}{query}"
 
 
 def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[Found]:
@@ -216,7 +210,7 @@ def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[F
         # A link that leads nowhere may have led to a folder that the pattern goes on in.
         lost |= {info.path: info for info in level if info.type == pafs.FileType.NotFound and not classify(info.path)}
     for info in (lost | {info.path: info for info in level}).values():
-        path = _join(given[:cut], info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
+        path = join(given[:cut], info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
         if info.type != pafs.FileType.Directory:
             yield from _entry(info, path, base if root else "", skipped)
         elif parts[-1] != "**":

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from sentiment.corpora.folder import Folder
 from sentiment.errors import ConfigError, DataError
 from sentiment.schema import LABELS
-from sentiment.stores import is_uri
+from sentiment.uris import is_uri
 
 REPORTS = "_run/done"
 # Of p(positive), equally wide: what the manifest's histogram shows.

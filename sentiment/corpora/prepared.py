@@ -25,8 +25,8 @@ from sentiment.batching import Examples
 from sentiment.corpora.folder import Folder
 from sentiment.errors import DataError, brief
 from sentiment.schema import IDS, LABEL, MANIFEST, PREPARED_SCHEMA, ROW_ID, TEXT
-from sentiment.stores import is_uri
 from sentiment.tokenizers import WordTokenizer
+from sentiment.uris import is_uri
 
 TOKENIZER = "tokenizer.json"
 

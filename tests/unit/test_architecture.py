@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 # DESIGN: a module may import from lower layers and from its own package. `sentiment.corpora` and the others without
 # further names stand for all their modules.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.shapes", "sentiment.section"),
+    ("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.shapes", "sentiment.uris"),
+    ("sentiment.section",),
     ("sentiment.settings",),
     ("sentiment.config", "sentiment.hub", "sentiment.stores"),
     (

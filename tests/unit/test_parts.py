@@ -26,7 +26,7 @@ from sentiment.corpora.parts import (
     read_reports,
 )
 from sentiment.errors import ConfigError, DataError, SentimentError
-from sentiment.stores import is_uri
+from sentiment.uris import is_uri
 
 SCHEMA = pa.schema([pa.field("text", pa.string(), nullable=False), ("label", pa.string()), ("score", pa.float32())])
 REJECTED = pa.schema([("reason", pa.string())])

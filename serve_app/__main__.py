@@ -30,7 +30,7 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> dict[str, Any]:
     # Else Ctrl-C takes 30 s behind HAProxy: so long a replica waits for load balancers to forget it.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     with ray_session(ray_settings):
-        serve_until_interrupted(settings)
+        serve_until_interrupted(settings, ray_settings)
     return {"stopped": True}
 
 

@@ -9,6 +9,7 @@ of tokens. The forward pass has a thread of its own, so that the event loop goes
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+_LOG = logging.getLogger("ray.serve")
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -82,11 +84,24 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._loop: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._began: float | None = None
+        self._failures = 0
 
     @property
     def waiting(self) -> int:
         """Texts that wait."""
         return self._waiting
+
+    @property
+    def failures(self) -> int:
+        """Batches that failed since one succeeded."""
+        return self._failures
+
+    @property
+    def busy_s(self) -> float:
+        """How long the batch under way has been, s; 0 if there is none."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def check_room(self, texts: int) -> None:
         """Find out whether so many texts may come in; asked before they are encoded, a refusal costs little.
@@ -115,6 +130,10 @@ class Batcher:
             QueueFullError: Too many texts wait already.
             ClosedError: The service is being stopped.
         """
+        if self._is_closed:
+            raise ClosedError
+        if not ids:
+            return np.zeros(0, dtype=np.float32)
         self.check_room(len(ids))
         if self._loop is None:
             self._loop = asyncio.create_task(self._work())
@@ -128,6 +147,7 @@ class Batcher:
 
     async def close(self) -> None:
         """Stop; whoever still waits is told so."""
+        self._is_closed = True
         if self._loop is not None:
             self._loop.cancel()
             with suppress(asyncio.CancelledError):
@@ -181,23 +201,30 @@ class Batcher:
 
     async def _forward(self, batch: list[_Job]) -> None:
         ids = [row for job in batch for row in job.ids]
-        began = time.monotonic()
+        self._began = began = time.monotonic()
         try:
             logits = await asyncio.get_running_loop().run_in_executor(self._thread, batch[0].model.logits, ids)
         except Exception as error:  # Whoever waits is told; the next batch may well succeed.
+            self._failures += 1
             for job in batch:
                 if not job.answer.done():
                     job.answer.set_exception(error)
             return
+        finally:
+            self._began = None
+        self._failures = 0
+        start = 0
+        for job in batch:
+            if not job.answer.done():
+                job.answer.set_result(logits[start : start + len(job.ids)])
+            start += len(job.ids)
         facts = BatchFacts(
             texts=len(ids),
             tokens=sum(job.tokens for job in batch),
             queued_s=began - min(job.since for job in batch),
             inference_s=time.monotonic() - began,
         )
-        self._observe(facts)
-        start = 0
-        for job in batch:
-            if not job.answer.done():
-                job.answer.set_result(logits[start : start + len(job.ids)])
-            start += len(job.ids)
+        try:
+            self._observe(facts)
+        except Exception as error:  # Nobody's answer hangs on it, nor the batches to come.
+            _LOG.error("a batch wasn't measured: %s", type(error).__name__)

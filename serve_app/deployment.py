@@ -15,15 +15,17 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from sentiment.devices import limit_threads
-from sentiment.errors import ConfigError, SentimentError
+from sentiment.errors import ConfigError, SentimentError, brief
 from sentiment.settings import ServeSettings
 from serve_app.engine import Engine
 from serve_app.metrics import ServeMeter
 from serve_app.web import create_app
 
 _LOG = logging.getLogger("ray.serve")
-# Replicas are looked after more often than by default (10 s, 30 s): one that is stuck is replaced within 15 s.
+# Replicas are looked after more often than by default (10 s, 30 s).
 _HEALTH_CHECK_PERIOD_S, _HEALTH_CHECK_TIMEOUT_S = 5.0, 10.0
+# Behind HAProxy a replica that goes is still sent requests for 30 s: the last of them has its whole time too.
+_DRAINING_S = 35.0
 # Objects, more than were given back, after which the collector looks; its default is 700.
 _GC_THRESHOLD = 10_000
 
@@ -57,20 +59,31 @@ class _Service:
             user_config: `model`, the bundle's path.
 
         Raises:
-            BundleError: It can't be used, and there is none that could stay in service.
+            BundleError: It can't be used, and there is none that could stay in service; so with the others.
             ConfigError: There is something else in it.
         """
-        if set(user_config) != {"model"}:
+        try:
+            model = self._named(user_config)
+            if model != self._model:
+                await self._engine.load(model)
+                self._model = model
+        except Exception as error:
+            if self._model is None:
+                raise
+            # Raised, it would make Ray end this replica, and in time all of them: an outage for a typing mistake, or
+            # for a GPU that has no room for two models.
+            _LOG.error(
+                "%s stays in service: %s", self._model, error if isinstance(error, SentimentError) else brief(error)
+            )
+
+    async def check_health(self) -> None:
+        """Tell Ray whether this replica still works; one that doesn't is replaced. Ray calls it."""
+        self._engine.check_health()
+
+    def _named(self, user_config: Mapping[str, Any]) -> str:
+        if set(user_config) != {"model"} or not isinstance(user_config["model"], str):
             raise ConfigError(f"user_config holds `model`, the path of a bundle; got {sorted(map(str, user_config))}")
-        if user_config["model"] != self._model:
-            try:
-                await self._engine.load(user_config["model"])
-                self._model = user_config["model"]
-            except SentimentError as error:
-                if self._model is None:
-                    raise
-                # Raised, it would make Ray end this replica, and in time all of them: an outage for a typing mistake.
-                _LOG.error("%s stays in service: %s", self._model, error)
+        return self._engine.settings.at_root(user_config["model"])
 
 
 def application(settings: ServeSettings) -> serve.Application:
@@ -100,7 +113,7 @@ def application(settings: ServeSettings) -> serve.Application:
         user_config={"model": settings.model},
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=settings.request_timeout_s,
+        graceful_shutdown_timeout_s=settings.request_timeout_s + _DRAINING_S,
     )
     return deployment(serve.ingress()(_Service)).bind(settings, api_key_digests(settings))
 

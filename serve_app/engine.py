@@ -21,6 +21,9 @@ from serve_app.errors import ApiError, invalid
 
 # Texts, and characters of all of them, up to which encoding takes less time than handing it to a thread.
 _INLINE_TEXTS, _INLINE_CHARS = 4, 2_000
+# A batch that takes so long beyond the patience of a request, s, or so many that fail one after the other: something
+# is broken that only a new process mends, such as a GPU's state.
+_STUCK_S, _MOST_FAILURES = 60.0, 10
 
 
 class Meter(Protocol):
@@ -98,13 +101,16 @@ class Engine:
             predictor.logits([[predictor.config.model.unk_id] * length])
         return predictor
 
-    async def score(self, texts: Sequence[str], *, field: str = "inputs", truncate: bool = True) -> Scores:
+    async def score(
+        self, texts: Sequence[str], *, field: str = "inputs", truncate: bool = True, is_patient: bool = False
+    ) -> Scores:
         """Score texts.
 
         Args:
             texts: Any texts.
             field: Where they stood in the request, for messages.
             truncate: Cut texts that are too long for the model; otherwise they are refused.
+            is_patient: However long it takes; otherwise it fails after `request_timeout_s`.
 
         Raises:
             ApiError: A limit is exceeded, the queue is full, it took too long, or there is no model yet.
@@ -114,7 +120,7 @@ class Engine:
         try:
             self._batcher.check_room(len(texts))
             ids = await self._encode(predictor, texts, field, truncate)
-            async with asyncio.timeout(self.settings.request_timeout_s):
+            async with asyncio.timeout(None if is_patient else self.settings.request_timeout_s):
                 logits = await self._batcher.run(predictor, ids)
         except QueueFullError:
             raise ApiError(
@@ -130,6 +136,17 @@ class Engine:
                 504, "timeout", f"no answer within {self.settings.request_timeout_s:g} s: try fewer texts, or later"
             ) from None
         return Scores(predictor.model_id, logits)
+
+    def check_health(self) -> None:
+        """Find out whether the model still works.
+
+        Raises:
+            RuntimeError: A batch takes far longer than any should, or one after the other fails.
+        """
+        if self._batcher.busy_s > self.settings.request_timeout_s + _STUCK_S:
+            raise RuntimeError(f"a batch has been under way for {self._batcher.busy_s:.0f} s")
+        if self._batcher.failures >= _MOST_FAILURES:
+            raise RuntimeError(f"{self._batcher.failures} batches in a row have failed")
 
     async def close(self) -> None:
         """Stop."""

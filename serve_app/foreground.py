@@ -13,7 +13,8 @@ from ray.serve.config import HTTPOptions
 
 from sentiment.bundle import Bundle
 from sentiment.errors import ResourceError
-from sentiment.settings import ServeSettings
+from sentiment.session import require, wait_for_room
+from sentiment.settings import RaySettings, ServeSettings
 from sentiment.stores import absolute
 from serve_app.deployment import api_key_digests, application
 
@@ -45,15 +46,17 @@ def check(settings: ServeSettings) -> None:
             raise ResourceError(f"can't listen at {where} ({error.strerror}): try another --port") from None
 
 
-def serve_until_interrupted(settings: ServeSettings) -> None:
+def serve_until_interrupted(settings: ServeSettings, ray_settings: RaySettings) -> None:
     """Serve on the Ray that is connected, until SIGINT or SIGTERM.
 
     Args:
         settings: Section serve, checked.
+        ray_settings: How long to wait for nodes.
 
     Raises:
-        ResourceError: Ray Serve couldn't bring it up.
+        ResourceError: There is no room for it, Ray Serve is in use already, or couldn't bring it up.
     """
+    _check_cluster(settings, ray_settings)
     # A replica may run in another folder, or on another node.
     settings = settings.model_copy(update={"model": absolute(settings.model)})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -62,23 +65,43 @@ def serve_until_interrupted(settings: ServeSettings) -> None:
             host=settings.host, port=settings.port, request_timeout_s=None, keep_alive_timeout_s=KEEP_ALIVE_S
         )
     )
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    # Also while it loads.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _say(f"loading {settings.model}")
         try:
             serve.run(application(settings), name=settings.name, route_prefix="/")
         except RuntimeError as error:
             raise ResourceError(f"the service didn't come up: {' '.join(str(error).split())[:500]}") from error
-        url = f"http://{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{settings.port}"
         _say(f"serving at {url}: a page to try it; {url}/docs describes the endpoints; Ctrl-C ends it")
         if settings.host not in ("127.0.0.1", "localhost", "::1") and not api_key_digests(settings):
             _say("everybody who reaches this address can use it: --api-keys-file asks for keys")
-        stopped.wait()
+        threading.Event().wait()
+    except KeyboardInterrupt:
         _say("stopping")
     finally:
         serve.shutdown()
+
+
+def _check_cluster(settings: ServeSettings, ray_settings: RaySettings) -> None:
+    """Refuse what would wait for ever, or take others' applications along when it ends."""
+    running = serve.status()
+    if running.applications or running.proxies:
+        there = ", ".join(sorted(running.applications)) or "without an application"
+        raise ResourceError(
+            f"Ray Serve runs on this cluster already ({there}): serve deploy cluster/serve.yaml puts a model there, "
+            "serve shutdown ends it"
+        )
+    each = {"cpus": settings.cpus_per_replica, "gpus": settings.gpus_per_replica}
+    if any(each.values()):
+        wait_for_room(ray_settings, max(1, settings.min_replicas), "replicas", **each)
+        require(max(1, settings.min_replicas), "replicas", **each)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _say(line: str) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sentiment.predictor import labels_and_scores
 from sentiment.schema import LABELS
 from serve_app.engine import Engine, Scores
 from serve_app.errors import ErrorResponse, explain
@@ -74,8 +75,9 @@ def ranked(scores: Scores, parameters: Parameters) -> list[list[dict[str, object
         p_N = scores.p_positive
         both_N2 = np.stack([1 - p_N, p_N], axis=1)
     top_k = min(parameters.top_k or len(LABELS), len(LABELS))
+    likelier, _ = labels_and_scores(scores.p_positive.astype(np.float32))
     answers = []
-    for pair in both_N2.tolist():
-        order = (1, 0) if pair[1] >= pair[0] else (0, 1)
+    for pair, first in zip(both_N2.tolist(), likelier, strict=True):
+        order = (1, 0) if first == LABELS[1] else (0, 1)
         answers.append([{"label": LABELS[at], "score": pair[at]} for at in order[:top_k]])
     return answers

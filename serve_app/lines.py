@@ -1,8 +1,9 @@
 """`POST /score`: JSON lines in, JSON lines out, in order and streamed, for archives that come over HTTP.
 
-Memory stays constant whatever comes in: lines are scored some hundreds at a time, and two such parts are under way at
-most. Many clients send all before they read anything; what they haven't read yet waits in a temporary file, for were it
-not taken off the model's hands, the service would stop reading and both sides would wait for each other.
+Memory here stays constant whatever comes in: lines are scored some hundreds at a time, and two such parts are under way
+at most. (Ray itself reads a request ahead of its application, unless a header keeps it from that: docs/serving.md.)
+Many clients send all before they read anything; what they haven't read yet waits in a temporary file, for were it not
+taken off the model's hands, the service would stop reading and both sides would wait for each other.
 """
 
 from __future__ import annotations
@@ -94,9 +95,10 @@ async def answers(engine: Engine, chunks: AsyncIterable[bytes]) -> AsyncIterator
             except* ClientDisconnect:
                 pass  # Nobody is left to be answered.
         finally:
-            work.cancel()
-            with suppress(asyncio.CancelledError):
-                await work
+            if not work.done():
+                work.cancel()
+                with suppress(asyncio.CancelledError):
+                    await work
 
 
 async def _answer_all(engine: Engine, lines: AsyncIterator[_Line], outbox: _Outbox) -> None:
@@ -161,7 +163,7 @@ async def _score(engine: Engine, texts: list[str]) -> tuple[list[str], list[floa
     """Labels, their probabilities, those of the positive one; a busy service is waited for, and the client with it."""
     while texts:
         try:
-            scores = await engine.score(texts, field="text")
+            scores = await engine.score(texts, field="text", is_patient=True)
         except ApiError as error:
             if error.kind != "overloaded":
                 raise

@@ -23,6 +23,8 @@ from serve_app.schemas import Id
 
 # Length of the JSON in a body that has tensors behind it; the same name in requests and answers.
 HEADER_LENGTH = "Inference-Header-Content-Length"
+# More than any length has; Python itself refuses thousands of them.
+_MOST_DIGITS = 20
 INPUT = "text"
 OUTPUTS = {"label": "BYTES", "score": "FP32", "p_positive": "FP32"}
 
@@ -53,7 +55,10 @@ class InferRequest(BaseModel):
     parameters: dict[str, Any] = Field({}, description="binary_data_output: all in binary form", examples=[{}])
     inputs: list[InferInput] = Field(description="the tensor `text`", min_length=1, max_length=1)
     outputs: list[InferOutput] | None = Field(
-        None, description="which outputs; all by default", examples=[[{"name": "label"}]]
+        None,
+        description="which outputs; all by default",
+        examples=[[{"name": "label"}]],
+        max_length=len(OUTPUTS),
     )
 
 
@@ -151,7 +156,8 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[st
     Raises:
         ApiError: It isn't what the protocol says.
     """
-    if header_length is not None and not (header_length.isdecimal() and int(header_length) <= len(body)):
+    is_length = header_length is None or (header_length.isdecimal() and len(header_length) < _MOST_DIGITS)
+    if not is_length or int(header_length or 0) > len(body):
         raise invalid(f"{HEADER_LENGTH}: not a length within the body", 400)
     end = len(body) if header_length is None else int(header_length)
     try:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from serve_app.batcher import Batcher, BatchFacts, ClosedError, QueueFullError
+from serve_app.metrics import ServeMeter
 
 
 class Model:
@@ -157,5 +158,54 @@ def test_a_failing_batch_fails_its_own_requests_only() -> None:
         with pytest.raises(ValueError, match="broken"):
             await batcher.run(Fails(), [[1]])
         assert (await batcher.run(model, [[2]])).tolist() == [2]
+
+    run(work)
+
+
+def test_no_texts_at_all_and_the_real_meter() -> None:
+    """A counter of Ray's takes no 0: what it raised once ended the batching for good."""
+
+    async def main() -> None:
+        batcher, model = Batcher(100, 100, ServeMeter().batch), Model()
+        assert (await batcher.run(model, [])).tolist() == []
+        assert (await batcher.run(model, [[3]])).tolist() == [3]
+        await batcher.close()
+        with pytest.raises(ClosedError):
+            await batcher.run(model, [[1]])
+
+    asyncio.run(main())
+
+
+def test_measuring_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    def observe(facts: BatchFacts) -> None:
+        raise ValueError("secret")
+
+    async def main() -> None:
+        batcher, model = Batcher(100, 100, observe), Model()
+        for number in (1, 2):
+            assert (await batcher.run(model, [[number]])).tolist() == [number]
+        await batcher.close()
+
+    asyncio.run(main())
+    assert "a batch wasn't measured: ValueError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_what_is_stuck_or_broken_can_be_seen() -> None:
+    class Fails(Model):
+        def logits(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+            raise ValueError("broken")
+
+    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+        for number in (1, 2):
+            with pytest.raises(ValueError, match="broken"):
+                await batcher.run(Fails(), [[1]])
+            assert batcher.failures == number
+        model.go.clear()
+        task = asyncio.create_task(batcher.run(model, [[1]]))
+        await until(lambda: batcher.busy_s > 0.02)
+        model.go.set()
+        await task
+        assert (batcher.busy_s, batcher.failures) == (0, 0)
 
     run(work)

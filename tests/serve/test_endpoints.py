@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -19,7 +20,7 @@ from sentiment.errors import ConfigError
 from sentiment.predictor import FloatArray, Predictor
 from sentiment.schema import LABELS
 from sentiment.settings import ServeSettings
-from serve_app.deployment import api_key_digests
+from serve_app.deployment import _Service, api_key_digests
 from serve_app.engine import Engine
 from serve_app.web import create_app
 
@@ -98,6 +99,53 @@ def test_a_body_of_unknown_length_is_bounded_too(served: Served) -> None:
 
     answer = served.client.post("/predict", content=chunks(), headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error_type"]) == (413, "validation")
+
+
+def test_whatever_is_wrong_with_a_new_bundle_the_old_one_stays(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Raised, it would make Ray end every replica."""
+
+    async def main() -> None:
+        service = _Service(ServeSettings(model=str(bundle)).rooted(str(bundle.parent)), ())
+        with pytest.raises(ConfigError, match="user_config holds `model`"):
+            await service.reconfigure({"modle": str(bundle)})
+        # Relative ones begin where those of `args` do.
+        await service.reconfigure({"model": bundle.name})
+        for wrong in ({"modle": "a"}, {"model": None}, {"model": str(bundle.parent / "none")}):
+            await service.reconfigure(wrong)
+
+        def no_room(*_: object) -> None:
+            raise RuntimeError("CUDA out of memory")
+
+        monkeypatch.setattr(Engine, "load", no_room)
+        await service.reconfigure({"model": str(bundle.parent)})
+        await service.check_health()
+        assert len((await service._engine.score(["a"])).logits) == 1
+
+    asyncio.run(main())
+    assert caplog.text.count(f"{bundle} stays in service") == 4
+    assert "CUDA out of memory" in caplog.text
+
+
+def test_a_broken_model_is_not_healthy(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that Ray replaces the replica."""
+
+    def broken(self: Predictor, ids: Sequence[Sequence[int]]) -> FloatArray:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    async def main() -> None:
+        service = _Service(ServeSettings(model=str(bundle)), ())
+        await service.reconfigure({"model": str(bundle)})
+        monkeypatch.setattr(Predictor, "logits", broken)
+        for _ in range(10):
+            await service.check_health()
+            with pytest.raises(RuntimeError, match="CUDA error"):
+                await service._engine.score(["a"])
+        with pytest.raises(RuntimeError, match="10 batches in a row have failed"):
+            await service.check_health()
+
+    asyncio.run(main())
 
 
 def test_json_is_read_whatever_it_is_called(served: Served) -> None:

@@ -35,6 +35,7 @@ def test_from_start_to_interrupt(bundle: Path, predictor: Predictor, proxy: dict
     url, headers = f"http://127.0.0.1:{port}", {"Authorization": "Bearer some-key"}
     flags = ("--model", bundle, "--port", port, "--max-replicas", 1, "--api-keys-file", keys, "--num-cpus", 2)
     with started(*flags, **proxy) as process:
+        said = until_said("serving at", process)
         wait_until_healthy(url, process)
         (one,) = predictor.predict(["what a lovely day"])
         answer = httpx.post(f"{url}/predict", json={"inputs": "what a lovely day"}, headers=headers)
@@ -46,11 +47,31 @@ def test_from_start_to_interrupt(bundle: Path, predictor: Predictor, proxy: dict
         assert [json.loads(line)["line"] for line in lines.splitlines()] == list(range(1, 30_001))
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
+        stderr = said + stderr
     assert process.returncode == 0, stderr
     assert json.loads(stdout) == {"stopped": True}
     assert f"serving at {url}" in stderr
     assert "some-key" not in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.ray
+def test_it_can_be_ended_while_it_loads(bundle: Path) -> None:
+    with started("--model", bundle, "--port", free_port(), "--num-cpus", 2) as process:
+        until_said("loading", process)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert stderr.startswith("stopping\n")
+
+
+@pytest.mark.ray
+def test_what_can_never_come_up_is_refused(bundle: Path) -> None:
+    flags = ("--model", bundle, "--port", free_port(), "--cpus-per-replica", 3, "--num-cpus", 2)
+    with started(*flags) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "1 replicas ask for 3 CPUs" in stderr
 
 
 def test_mistakes_are_told_before_ray_starts(bundle: Path, tmp_path: Path) -> None:
@@ -66,6 +87,17 @@ def test_mistakes_are_told_before_ray_starts(bundle: Path, tmp_path: Path) -> No
         assert (process.returncode, stdout) == (2, "")
         assert words in stderr
         assert stderr.count("\n") == 1, stderr
+
+
+def until_said(words: str, process: subprocess.Popen[str]) -> str:
+    """What stands on stderr up to a line with some words."""
+    assert process.stderr is not None
+    said = ""
+    while words not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 from served import Notes, Served, serve_app
+from starlette.requests import ClientDisconnect
 
-from sentiment.predictor import Predictor
+from sentiment.predictor import FloatArray, Predictor
 from sentiment.settings import ServeSettings
 from serve_app.engine import Engine
 from serve_app.lines import answers
@@ -104,3 +106,32 @@ def test_memory_stays_flat_though_nobody_reads(bundle: Path) -> None:
     count, before, peak = asyncio.run(run())
     assert count == 200_000
     assert peak - before < 60 << 20
+
+
+def test_a_client_that_goes_is_no_failure(bundle: Path) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'"lovely"\n' * 600
+        raise ClientDisconnect
+
+    async def run() -> None:
+        engine = Engine(ServeSettings(model=str(bundle)), Notes())
+        await engine.load(str(bundle))
+        async for _ in answers(engine, body()):
+            pass
+        await engine.close()
+
+    asyncio.run(run())
+
+
+def test_a_slow_model_is_waited_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a part takes: the time limit is one for requests, of which each line isn't one."""
+    forward = Predictor.logits
+
+    def slow(self: Predictor, ids: Sequence[Sequence[int]]) -> FloatArray:
+        time.sleep(0.02)
+        return forward(self, ids)
+
+    for served in serve_app(bundle, request_timeout_s=0.1, max_batch_tokens=64):
+        monkeypatch.setattr(Predictor, "logits", slow)
+        said = post(served, b'"what a lovely day"\n' * 300)
+        assert [line.get("error") for line in said] == [None] * 300

@@ -61,6 +61,23 @@ def test_damaged_binary_tensors(served: Served, behind: bytes) -> None:
         assert answer.status_code == 400
 
 
+def test_no_more_outputs_than_there_are(served: Served) -> None:
+    """Each is written out: thousands in a small request would be gigabytes."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    body = {"inputs": [tensor], "outputs": [{"name": "label"}] * 4}
+    answer = served.client.post("/v2/models/sentiment/infer", json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert served.client.post("/v2/models/sentiment/infer", json={**body, "outputs": body["outputs"][:3]}).is_success
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "x", "1_0", "10000000"])
+def test_lengths_that_are_none(served: Served, length: str) -> None:
+    answer = served.client.post(
+        "/v2/models/sentiment/infer", content=b"{}", headers={"Inference-Header-Content-Length": length}
+    )
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "validation")
+
+
 def test_models_are_described(served: Served, predictor: Predictor) -> None:
     assert served.client.get("/v2").json()["name"] == "sentiment-at-scale"
     assert served.client.get("/v2/models/sentiment").json()["versions"] == [predictor.model_id]

@@ -29,7 +29,10 @@ from ray import serve
 from ray._private.worker import get_dashboard_url
 from ray.util.state import list_actors
 
+from sentiment.errors import ResourceError
 from sentiment.predictor import Predictor
+from sentiment.settings import RaySettings, ServeSettings
+from serve_app.foreground import serve_until_interrupted
 
 pytestmark = pytest.mark.ray
 TEXTS = ["what a lovely day", "my train is late again", "not bad at all"]
@@ -260,3 +263,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < end, "it didn't come to that"
         time.sleep(0.05)
+
+
+def test_a_service_that_runs_is_not_taken_over(service: Service, bundle: Path) -> None:
+    """`python -m serve_app` ends all of Ray Serve when it ends."""
+    with pytest.raises(ResourceError, match=r"runs on this cluster already \(sentiment\): serve deploy"):
+        serve_until_interrupted(ServeSettings(model=str(bundle), port=free_port()), RaySettings())
+    assert httpx.get(f"{service.url}/health").status_code == 200

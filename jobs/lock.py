@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 
 from jobs.background import Background
-from sentiment.corpora.folder import Folder
+from sentiment.corpora.folder import RUN, Folder
 from sentiment.errors import ConfigError
 from sentiment.uris import is_uri
 
-LOCK = "_run/lock.json"
+LOCK = f"{RUN}/lock.json"
 _BEAT_S = 10.0
 # A process on another machine is taken for dead when its lock hasn't changed for so long.
 _SILENCE_S = 35.0

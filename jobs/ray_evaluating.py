@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.fs as pafs
 import torch
 from torch.nn.functional import binary_cross_entropy
 
@@ -67,7 +68,7 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
         need_label=True,
         encoding=settings.encoding,
         # The scorer adds these to what came in.
-        reserved=[field.name for field in SCORE_FIELDS],
+        reserved=[*(field.name for field in SCORE_FIELDS), TRUE_LABEL],
     )
     output = Folder(settings.output)
     output.check_inputs([settings.model, *settings.input])
@@ -108,8 +109,10 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
 def _rejected_reasons(output: Folder) -> Counter[str]:
     """Rejected rows by reason."""
     reasons: Counter[str] = Counter()
-    dataset = pyarrow.dataset.dataset(output.inner(REJECTED), filesystem=output.fs, format="parquet")
-    if dataset.count_rows():
+    # A store has no empty folders.
+    there = output.fs.get_file_info(pafs.FileSelector(output.inner(REJECTED), recursive=True, allow_not_found=True))
+    if files := [info.path for info in there if info.extension == "parquet"]:
+        dataset = pyarrow.dataset.dataset(files, filesystem=output.fs, format="parquet")
         for batch in dataset.to_batches(columns=[REASON]):
             reasons.update(batch[REASON].to_pylist())
     return reasons

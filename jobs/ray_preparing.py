@@ -8,6 +8,7 @@ encode → write                             tasks
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,17 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.exceptions import RayTaskError
 
+from jobs.lock import Lock
 from jobs.report import kind_of_reason, manifest_head, some_of
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
-from sentiment.corpora.folder import Folder
-from sentiment.corpora.inputs import LOST_LINK
+from sentiment.corpora.folder import RUN, Folder
+from sentiment.corpora.inputs import LOST_LINK, place_of
 from sentiment.corpora.labels import NEUTRAL, refuse_scale
 from sentiment.corpora.planning import ReadPlan, SourceFile, plan
 from sentiment.corpora.prepared import TOKENIZER
 from sentiment.corpora.reading import group_files, read
 from sentiment.corpora.sink import FolderSink
-from sentiment.corpora.streams import NOT_REGULAR, open_random_access
+from sentiment.corpora.streams import NOT_REGULAR, UnreachableError, open_random_access
 from sentiment.errors import DataError
 from sentiment.schema import (
     DESTINATION,
@@ -71,8 +75,9 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
     main, official = _plans(settings)
     output = Folder(settings.output)
     output.check(overwrite=settings.overwrite, inputs=[*settings.input, *settings.test_input])
-    with ray_session(ray_settings):
+    with ray_session(ray_settings), Lock(output) as lock, _told():
         output.claim(overwrite=settings.overwrite)
+        lock.renew()  # It was removed with all else.
         checksums = [_sha256.remote(group) for each in (main, official) if each for group in group_files(each)]
         rows = _read_clean(main, official, settings)
         survey = _survey(rows)
@@ -88,27 +93,42 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
         settled = functools.partial(encode, tokenizer=tokenizer.to_json(), duplicates=duplicates)
         rows.map_batches(settled, batch_format="pyarrow", batch_size=None).write_datasink(sink)
         inputs = ray.get(checksums)
-    splits = survey.balance(duplicates)
-    counts = {
-        "rows_in": len(survey.row_ids) + survey.reasons.total(),
-        **{split: splits[split]["rows"] for split in SPLITS},
-        "duplicates": len(duplicates),
-        "neutral": survey.reasons[NEUTRAL],
-        "rejected": survey.reasons.total() - survey.reasons[NEUTRAL],
-    }
-    _check(counts, sink, output)
-    manifest = {
-        "counts": counts,
-        "splits": splits,
-        "rejected_by_reason": _by_kind(survey.reasons),
-        "vocabulary": tokenizer.vocabulary_size,
-        **manifest_head(main, settings),
-        "inputs": inputs,
-        "skipped": some_of([line for each in (main, official) if each for line in each.skipped]),
-    }
-    output.write_json(MANIFEST, manifest)
+        splits = survey.balance(duplicates)
+        counts = {
+            "rows_in": len(survey.row_ids) + survey.reasons.total(),
+            **{split: splits[split]["rows"] for split in SPLITS},
+            "duplicates": len(duplicates),
+            "neutral": survey.reasons[NEUTRAL],
+            "rejected": survey.reasons.total() - survey.reasons[NEUTRAL],
+        }
+        _check(counts, sink, output)
+        manifest = {
+            "counts": counts,
+            "splits": splits,
+            "rejected_by_reason": _by_kind(survey.reasons),
+            "vocabulary": tokenizer.vocabulary_size,
+            **manifest_head(main, settings),
+            "inputs": inputs,
+            "skipped": some_of([line for each in (main, official) if each for line in each.skipped]),
+        }
+        lock.check_now()
+        output.write_json(MANIFEST, manifest)
+    with contextlib.suppress(OSError):
+        output.fs.delete_dir(output.inner(RUN))
     _say(", ".join(f"{split} {counts[split]:,}" for split in SPLITS) + f", rejected {counts['rejected']:,}")
     return {**counts, "output": output.uri, "duration_s": round(time.monotonic() - started, 1)}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An input that can't be reached is the user's to mend, not a traceback."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, UnreachableError):
+            said = str(error.cause).splitlines()[0]  # Ray writes advice for programmers behind it.
+            raise DataError(f"{said}; once that is mended, start anew with --overwrite") from None
+        raise
 
 
 def _plans(settings: PrepareSettings) -> tuple[ReadPlan, ReadPlan | None]:
@@ -123,8 +143,8 @@ def _plans(settings: PrepareSettings) -> tuple[ReadPlan, ReadPlan | None]:
     main = look(settings.input)
     if settings.test_input:
         official = look(settings.test_input)
-        apart = {(file.root, file.inner) for file in official.files}
-        kept = tuple(file for file in main.files if (file.root, file.inner) not in apart)
+        apart = {place_of(file.root, file.inner) for file in official.files}
+        kept = tuple(file for file in main.files if place_of(file.root, file.inner) not in apart)
         if not kept:
             raise DataError("--test-input takes all that --input has; nothing is left to train on")
         return dataclasses.replace(main, files=kept), official

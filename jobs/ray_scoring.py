@@ -32,7 +32,7 @@ from jobs.scoring_run import ScoringRun
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.lines import UNREADABLE
 from sentiment.corpora.parts import PartWriter, Report, ShardReport, check_parts, read_reports
-from sentiment.corpora.planning import ReadPlan
+from sentiment.corpora.planning import ReadPlan, refuse_changed
 from sentiment.corpora.reading import read_shards
 from sentiment.corpora.shards import BYTES_PER_SHARD, Group, default_rows, group_shards
 from sentiment.corpora.streams import UnreachableError
@@ -114,6 +114,7 @@ def score_archive(
         )
         job = _Job(plan, group_shards(plan, begun.rows_per_shard), work, read_reports(output, begun.tag), output, lock)
         rows_per_s = job.run(pool, settings)
+        refuse_changed(plan, settings.input)
         manifest = conclude(Totals(job.total(), rows_per_s, begun.attempts))
         lock.check_now()
         run.finish(manifest)

@@ -37,6 +37,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         DataError: Neither knows the scheme, or the store can't be reached.
     """
+    if "#" in uri:  # Arrow would drop what follows it: another place.
+        raise DataError(f"{uri}: write %23 for # in a URI")
     try:
         return pafs.FileSystem.from_uri(_with_options(uri))
     except pa.ArrowInvalid:

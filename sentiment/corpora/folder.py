@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import posixpath
 import random
 import re
@@ -31,6 +32,8 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2)
 T = TypeVar("T")
+# Folder of what a run under way notes down, in its output.
+RUN = "_run"
 # What jobs write into an output folder, at its top.
 _OURS = re.compile(
     r"\..*\.tmp|_run|_SUCCESS|(manifest|evaluation|metrics|mlflow|run|tokenizer)\.json|metrics\.jsonl|curve\.png"
@@ -63,6 +66,11 @@ class Folder:
         """Path of a file inside the file system."""
         return posixpath.join(self.base, name)
 
+    @property
+    def real(self) -> str:
+        """The path inside the file system, on a disk without links and `..`: one place has one."""
+        return os.path.realpath(self.base) if isinstance(self.fs, pafs.LocalFileSystem) else self.base
+
     def address(self, name: str) -> str:
         """Absolute path or URI of something in it; for a URI, options behind the question mark stay there."""
         return join(self.absolute, name)
@@ -80,9 +88,9 @@ class Folder:
             # A URI's options say where the store is.
             whole, query = split_query(given)
             path, wildcard = re.match(r"([^*?\[]*)(.*)", whole, re.DOTALL).groups()  # type: ignore[union-attr]
-            read = f"{Folder(path + query).base.rstrip('/')}/"
+            read, mine = f"{Folder(path + query).real.rstrip('/')}/", f"{self.real.rstrip('/')}/"
             # A glob's folder may hold the output: what the glob takes is known before anything is written.
-            if read.startswith(f"{self.base}/") or (not wildcard and f"{self.base}/".startswith(read)):
+            if read.startswith(mine) or (not wildcard and mine.startswith(read)):
                 raise ConfigError(f"--output {self.uri} and the input {given} overlap; name another --output")
 
     def check_files(self, paths: Iterable[str]) -> None:
@@ -114,9 +122,11 @@ class Folder:
         """
         self.check_inputs(inputs)
         try:
-            found = self.fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
+            there = self.fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
         except OSError as error:
             raise DataError(f"can't write to {self.uri}: {error}") from error
+        # A lock in there is the caller's own, or of a run that was killed.
+        found = [info for info in there if info.base_name != RUN]
         if found and not overwrite:
             raise ConfigError(f"{self.uri} isn't empty: replace what it holds with --overwrite, or name another")
         foreign = sorted(info.base_name for info in found if not _OURS.fullmatch(info.base_name))

@@ -11,7 +11,7 @@ import fnmatch
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from sentiment.corpora.streams import NOT_REGULAR
 from sentiment.errors import DataError, brief
 from sentiment.stores import resolve
-from sentiment.uris import is_uri, join
+from sentiment.uris import is_uri, join, split_query
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -53,6 +53,24 @@ class Found:
     size_bytes: int
     mtime_ns: int | None
     problem: str | None = None
+
+
+def place_of(root: str, inner: str) -> tuple[str, str]:
+    """What makes two files one, however they were named.
+
+    Args:
+        root: URI that names the file system; empty for this machine's disk.
+        inner: Path inside it.
+
+    Returns:
+        Its store and the path.
+    """
+    base, options = split_query(root)
+    scheme, _, rest = base.partition("://")
+    if scheme in ("", "file", "local"):
+        return "", inner
+    # The same path may be in two accounts, or on two hosts.
+    return f"{scheme}://{rest.partition('/')[0]}{options}", inner
 
 
 def classify(inner: str) -> tuple[str, str | None] | None:
@@ -89,7 +107,7 @@ def list_inputs(inputs: Sequence[str]) -> tuple[list[Found], list[str]]:
     skipped: list[str] = []
     for given in inputs:
         for item in _list_one(given, skipped):
-            key = (item.root.partition("://")[0], item.inner)
+            key = place_of(item.root, item.inner)
             if key in found:
                 skipped.append(f"{item.path}: given twice")
             elif item.size_bytes == 0:
@@ -134,12 +152,19 @@ def _list_one(given: str, skipped: list[str]) -> Iterator[Found]:
 def _at(given: str, root: str) -> tuple[pafs.FileSystem, str]:
     if root:
         return resolve(root)
-    return pafs.LocalFileSystem(), os.path.abspath(Path(given).expanduser())  # noqa: PTH100  (a symlink keeps its name)
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:  # ~name, of nobody
+        raise DataError(f"{given}: can't be looked up: {brief(error)}") from error
+    return pafs.LocalFileSystem(), os.path.abspath(path)  # noqa: PTH100  (a symlink keeps its name)
 
 
 def _info(fs: pafs.FileSystem, inner: str, given: str) -> pafs.FileInfo:
     try:
         return fs.get_file_info(inner)
+    except UnicodeError as error:
+        shown = given.encode("utf-8", "replace").decode()
+        raise DataError(f"{shown}: can't be looked up, for its name isn't UTF-8") from error
     except OSError as error:
         raise DataError(f"{given}: can't be looked up: {brief(error)}") from error
 
@@ -147,10 +172,12 @@ def _info(fs: pafs.FileSystem, inner: str, given: str) -> pafs.FileInfo:
 def _children(fs: pafs.FileSystem, inner: str, given: str, recursive: bool) -> list[pafs.FileInfo]:
     """List a folder; a link that leads nowhere is there as NotFound."""
     try:
-        infos = fs.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
         if isinstance(fs, pafs.LocalFileSystem):
-            folders = [inner, *(info.path for info in infos if recursive and info.type == pafs.FileType.Directory)]
-            infos += [pafs.FileInfo(path, pafs.FileType.NotFound) for path in _lost_links(folders)]
+            there = dict(_paths_in(inner, recursive))
+            infos = fs.get_file_info([path for path, is_lost in there.items() if not is_lost])
+            infos += [pafs.FileInfo(path, pafs.FileType.NotFound) for path, is_lost in there.items() if is_lost]
+        else:
+            infos = fs.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
         return sorted(infos, key=lambda info: info.path)
     except UnicodeError as error:
         raise DataError(f"{given}: can't be listed, for a name in it isn't UTF-8 ({brief(error)})") from error
@@ -158,11 +185,18 @@ def _children(fs: pafs.FileSystem, inner: str, given: str, recursive: bool) -> l
         raise DataError(f"{given}: can't be listed: {brief(error)}") from error
 
 
-def _lost_links(folders: Iterable[str]) -> Iterator[str]:
-    """Yield the links that lead nowhere, which Arrow leaves out of its listings."""
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            yield from (entry.path for entry in entries if entry.is_symlink() and not Path(entry.path).exists())
+def _paths_in(folder: str, recursive: bool, above: Collection[str] = ()) -> Iterator[tuple[str, bool]]:
+    """Yield what is in a folder of the disk, and whether it is a link that leads nowhere, which Arrow leaves out.
+
+    It goes through links to folders, but not round in circles, which Arrow does some forty times.
+    """
+    here = {*above, os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_lost = entry.is_symlink() and not Path(entry.path).exists()
+            yield entry.path, is_lost
+            if recursive and not is_lost and entry.is_dir() and os.path.realpath(entry.path) not in here:
+                yield from _paths_in(entry.path, recursive, here)
 
 
 def _make(info: pafs.FileInfo, path: str, root: str, kind: tuple[str, str | None]) -> Found:

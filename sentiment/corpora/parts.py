@@ -30,6 +30,8 @@ REPORTS = "_run/done"
 HISTOGRAM_BINS = 20
 # Folders that one shard may fill: more, and the output is as many files as rows.
 _MOST_PARTITIONS = 256
+# Of a folder's name, on any file system that people have.
+_LONGEST_NAME = 255
 # What Hive and everything after it calls the folder of rows without a value.
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _HALF_WRITTEN = re.compile(r"\.part-.*\.tmp")
@@ -187,6 +189,14 @@ class PartWriter:
             raise ConfigError(
                 f"--partition-by {' '.join(self._partition_by)}: {len(by_folder.dictionary):,} folders for "
                 f"{table.num_rows:,} rows, at most {_MOST_PARTITIONS} are accepted; choose columns with few values"
+            )
+        longest = max(
+            (part for folder in by_folder.dictionary.to_pylist() for part in folder.split("/")), key=len, default=""
+        )
+        if len(longest) > _LONGEST_NAME:
+            raise ConfigError(
+                f"--partition-by {' '.join(self._partition_by)}: a value becomes a folder's name of {len(longest)} "
+                f"characters, at most {_LONGEST_NAME} are possible; choose columns with short values"
             )
         rows = table.drop_columns(self._partition_by)
         return [

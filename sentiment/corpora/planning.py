@@ -160,6 +160,30 @@ def plan(
     return ReadPlan(tuple(files), columns, renamed, tuple(skipped), with_labels, need_label, id_column)
 
 
+def refuse_changed(plan: ReadPlan, inputs: Sequence[str]) -> None:
+    """See that the files are still those that were planned: a reader that began anew has read the new content.
+
+    Args:
+        plan: What was read.
+        inputs: As they were planned.
+
+    Raises:
+        DataError: A file has changed or gone since.
+    """
+    now = {(item.root, item.inner): (item.size_bytes, item.mtime_ns) for item in list_inputs(inputs)[0]}
+    changed = [
+        file.path
+        for file in plan.files
+        if not file.problem and now.get((file.root, file.inner)) != (file.size_bytes, file.mtime_ns)
+    ]
+    if changed:
+        more = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
+        raise DataError(
+            f"{min(changed)}{more} changed while it was read: rows may be missing or there twice; start anew with "
+            "--overwrite once nobody writes to it"
+        )
+
+
 def _source(item: Found, seen: Sniffed, text: str | None, label: str | None, need_label: bool) -> SourceFile:
     """Settle a file's text and label columns."""
     head, names = seen.head, list(seen.head.columns)

@@ -34,5 +34,7 @@ def recognise(rows: Sequence[Sequence[str] | None]) -> str | None:
         named = [name.strip().lower() in names for name, names in zip(first, _HEADER, strict=True)]
         if all(named):
             return "header"
+    if first and not first[0].strip().lstrip("-").isdigit():
+        return None  # A header, whatever the rows below it begin with.
     fitting = sum(row is not None and len(row) == len(COLUMNS) and row[0] in POLARITIES for row in rows)
     return "bare" if fitting and fitting >= 0.75 * len(rows) else None

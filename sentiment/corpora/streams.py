@@ -31,7 +31,10 @@ class UnreachableError(Exception):
 
 
 # What S3, GCS, Azure and HTTP drivers say without an errno.
-_STORE = re.compile(r"AWS Error|curlCode|HTTP|SlowDown|[Tt]imed? ?out|[Cc]onnection|temporarily|[Tt]hrottl")
+_STORE = re.compile(
+    r"AWS Error|Azure Error|google::cloud::Status|curlCode|HTTP|SlowDown|[Tt]imed? ?out|[Cc]onnection|[Dd]isconnected"
+    r"|temporarily|[Tt]hrottl|[Uu]navailable"
+)
 
 
 def refuse_unreachable(error: BaseException, path: str) -> None:
@@ -44,8 +47,10 @@ def refuse_unreachable(error: BaseException, path: str) -> None:
     Raises:
         UnreachableError: It can't be reached.
     """
+    # Some say nothing but their name, such as fsspec's FSTimeoutError.
+    is_down = isinstance(error, (TimeoutError, ConnectionError, MemoryError, pa.ArrowMemoryError))
     has_errno = isinstance(error, OSError) and error.errno is not None
-    if has_errno or isinstance(error, (MemoryError, pa.ArrowMemoryError)) or _STORE.search(str(error)):
+    if is_down or has_errno or _STORE.search(f"{type(error).__name__}: {error}"):
         raise UnreachableError(f"{path} can't be read now: {brief(error)}") from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_runs import MORE, TWEETS, Corpus, Prepared, Trained, call_job, read_rows, refusal
+from job_runs import MORE, TWEETS, Corpus, Prepared, Trained, call_job, read_rows, refusal, run_job
 
 from jobs import evaluate
 
@@ -102,3 +102,11 @@ def test_nothing_to_evaluate_is_refused(trained: Trained, tmp_path: Path) -> Non
     message = refusal(evaluate.JOB, *flags, "--input", tmp_path / "bare.jsonl", "--overwrite")
     assert "--label-column" in message
     assert "'stars'" in message
+
+
+def test_a_label_column_of_the_outputs_own_name(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a lovely day", "true_label": 1}\n{"text": "bad", "true_label": 0}\n')
+    flags = ("--model", trained.bundle, "--output", tmp_path / "out", "--num-actors", 1)
+    result = run_job(evaluate.JOB, *flags, "--input", tmp_path / "in.jsonl", "--label-column", "true_label")
+    assert result["rows"] == 2
+    assert sorted(read_rows(tmp_path / "out" / "scored")["true_label"].to_pylist()) == [0, 1]

@@ -16,6 +16,8 @@ import pytest
 from job_runs import OWN_WORDS, ROWS, TWEETS, Corpus, Prepared, labelled_rows, read_rows, refusal, run_job
 
 from jobs import prepare
+from jobs.lock import Lock
+from sentiment.corpora.folder import Folder
 from sentiment.corpora.synthetic import tweets
 from sentiment.schema import PREPARED_SCHEMA, REJECTED_SCHEMA, SPLITS
 from sentiment.text import fingerprint, normalise
@@ -209,3 +211,14 @@ def test_full_output_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     assert str(tmp_path) in message
     assert "--overwrite" in message
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_it(corpus: Corpus, tmp_path: Path) -> None:
+    """Both would write parts of the same names."""
+    with Lock(Folder(str(tmp_path / "out"))):
+        for more in ((), ("--overwrite",)):
+            message = refusal(prepare.JOB, "--input", corpus.folder, "--output", tmp_path / "out", *more)
+            assert "another run" in message or "is at" in message, message
+    result = run_job(prepare.JOB, "--input", corpus.folder, "--output", tmp_path / "out")
+    assert result["rows_in"] == corpus.rows
+    assert not (tmp_path / "out" / "_run").exists()

@@ -134,6 +134,23 @@ def test_strings_and_numbers_share_a_column(trained: Trained, tmp_path: Path) ->
     assert sorted(read_rows(tmp_path / "out" / "scored")["n"].to_pylist()) == ["1", "x"]
 
 
+def test_a_file_that_changes_under_way_is_told(
+    trained: Trained, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(archive, tmp_path / "in")
+
+    def plan_then_change(*args: object, **how: object) -> object:
+        reads = plan(*args, **how)
+        with (tmp_path / "in" / "b.jsonl").open("a") as file:
+            file.write('{"text": "one more"}\n')
+        return reads
+
+    monkeypatch.setattr("jobs.archive.plan", plan_then_change)
+    message = refusal(score.JOB, *flags(trained, tmp_path / "in", tmp_path / "out"))
+    assert "b.jsonl changed while it was read" in message
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
 def test_a_file_that_goes_away_is_no_rejected_row(
     trained: Trained, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

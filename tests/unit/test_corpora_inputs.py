@@ -11,10 +11,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
 from sentiment.corpora.files import pieces_of, read_file
-from sentiment.corpora.planning import ReadPlan, plan
+from sentiment.corpora.inputs import list_inputs
+from sentiment.corpora.planning import ReadPlan, plan, refuse_changed
 from sentiment.errors import DataError
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -69,6 +71,55 @@ def test_globs_relative_paths_and_files_given_twice(tmp_path: Path, monkeypatch:
     assert both.skipped == ("x/a.csv: given twice",)
     monkeypatch.chdir("/")  # Read tasks run elsewhere.
     assert table(both)["source_file"].to_pylist() == ["x/a.csv", "x/b.tsv"]
+
+
+def test_one_path_in_two_stores_is_two_files() -> None:
+    class Store(MemoryFileSystem):
+        """As abfs: the host isn't part of the path."""
+
+        protocol = "account"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + (path.partition("://")[2].partition("/")[2] if "://" in path else path.lstrip("/"))
+
+    fsspec.register_implementation("account", Store, clobber=True)
+    with fsspec.open("account://one/tweets/a.jsonl", "wb") as file:
+        file.write(b'{"text": "a lovely day"}\n')
+    found, skipped = list_inputs(["account://one/tweets/a.jsonl", "account://two/tweets", "account://one/tweets"])
+    assert [item.path for item in found] == ["account://one/tweets/a.jsonl", "account://two/tweets/a.jsonl"]
+    assert skipped == ["account://one/tweets/a.jsonl: given twice"]
+
+
+def test_a_path_and_its_uri_are_one_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text\nhi\n")
+    both = plan([str(tmp_path / "a.csv"), f"file://{tmp_path}/a.csv"])
+    assert len(both.files) == 1
+    assert len(both.skipped) == 1
+
+
+def test_a_hash_in_a_uri_is_refused(tmp_path: Path) -> None:
+    """Arrow drops what follows: another file, or for --overwrite another folder."""
+    with pytest.raises(DataError, match=r"write %23 for # in a URI"):
+        plan([f"file://{tmp_path}/a.csv#2"])
+
+
+def test_rows_that_begin_like_sentiment140s_under_a_header(tmp_path: Path) -> None:
+    rows = "".join(f"0,text {row},2021-01-01,en,someone,http://x/{row}\n" for row in range(30))
+    write(tmp_path / "a.csv", "likes,text,date,lang,user,url\n" + rows)
+    (source,) = plan([str(tmp_path / "a.csv")]).files
+    assert (source.form, source.text_column) == ("tabular", "text")
+
+
+def test_files_that_changed_since_they_were_planned(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        write(tmp_path / name, "text\nhi\n")
+    reads = plan([str(tmp_path)])
+    write(tmp_path / "new.csv", "text\nhi\n")
+    refuse_changed(reads, [str(tmp_path)])
+    write(tmp_path / "b.csv", "text\nhi\nthere\n")
+    with pytest.raises(DataError, match=r"b\.csv changed while it was read: .* --overwrite"):
+        refuse_changed(reads, [str(tmp_path)])
 
 
 def test_uris_of_arrow_and_fsspec(tmp_path: Path) -> None:

@@ -161,3 +161,20 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"can't write to {tmp_path / place}"):
             Folder(str(tmp_path / place)).claim(overwrite=True)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_overlaps_behind_links_and_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --overwrite the input would be removed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for output in ("x/../in", "link"):
+        with pytest.raises(ConfigError, match="overlap"):
+            Folder(output).check(overwrite=True, inputs=["in/archive.jsonl.gz"])
+
+
+def test_a_lock_alone_keeps_nobody_out(tmp_path: Path) -> None:
+    """Left by a run that was killed; whether another one is at it, the lock itself says."""
+    (tmp_path / "_run").mkdir()
+    Folder(str(tmp_path)).check(overwrite=False)

@@ -136,5 +136,21 @@ def test_a_link_that_is_lost_after_planning_is_asked_for_again(archive: Path) ->
 
 def test_a_name_that_is_not_utf8_is_an_error_of_one_line(archive: Path) -> None:
     Path(os.fsdecode(os.fsencode(archive) + b"/caf\xe9.csv")).write_text("text\nhi\n")
-    with pytest.raises(DataError, match=r"can't be listed, for a name in it isn't UTF-8 .*byte 0xe9"):
+    with pytest.raises(DataError, match=r"can't be listed, for a name in it isn't UTF-8 .*udce9"):
         plan([str(archive)])
+
+
+def test_a_link_to_the_folder_that_it_is_in(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a.csv").write_text("text\nhi\n")
+    (tmp_path / "in" / "me").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    for given in (tmp_path / "in", tmp_path / "in" / "**"):
+        assert [file.path for file in plan([str(given)]).files] == [str(tmp_path / "in" / "deep" / "a.csv")]
+
+
+def test_names_that_nobody_has(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"~nosuchuser/a\.csv: can't be looked up"):
+        plan(["~nosuchuser/a.csv"])
+    with pytest.raises(DataError, match="its name isn't UTF-8"):
+        plan([f"{tmp_path}/\udcff.csv"])

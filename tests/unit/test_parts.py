@@ -164,6 +164,13 @@ def test_too_many_partitions(folder: Folder) -> None:
     assert len(writer(folder, table.schema, ("user",)).write("000000-000000", {"scored": some})) == 256
 
 
+def test_partitions_with_long_names(folder: Folder) -> None:
+    table = pa.table({"text": ["a", "b"], "topic": ["short", "é" * 60]})
+    with pytest.raises(ConfigError, match=r"a folder's name of 366 characters, at most 255") as refused:
+        writer(folder, table.schema, ("topic",)).write("000000-000000", {"scored": table})
+    assert "é" not in str(refused.value)
+
+
 def test_partitions_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     """What the actor can't pass on as a value comes out as a traceback."""
     table = pa.table({"text": ["a"], "hash": [b"\xff"]})

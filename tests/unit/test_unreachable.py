@@ -10,6 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from sentiment.corpora.files import pieces_of
@@ -25,6 +26,7 @@ class SlowStore(MemoryFileSystem):
 
     protocol = "slowstore"
     limit = 1 << 62
+    error: Exception = TimeoutError("Read timed out")
 
     def _open(self, path: str, mode: str = "rb", **how: object) -> MemoryFile:
         opened = super()._open(path, mode, **how)
@@ -33,7 +35,7 @@ class SlowStore(MemoryFileSystem):
 
             def limited(size: int = -1) -> bytes:
                 if opened.tell() >= SlowStore.limit:
-                    raise TimeoutError("Read timed out")
+                    raise SlowStore.error
                 return bytes(read(size))
 
             opened.read = limited
@@ -44,6 +46,7 @@ class SlowStore(MemoryFileSystem):
 def store(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("slowstore", SlowStore, clobber=True)
     monkeypatch.setattr(SlowStore, "limit", 1 << 62)
+    monkeypatch.setattr(SlowStore, "error", TimeoutError("Read timed out"))
 
 
 def build_all(paths: list[str]) -> int:
@@ -69,6 +72,26 @@ def test_a_store_that_times_out(name: str) -> None:
         file.write(content)
     with pytest.raises(UnreachableError, match="timed out"):
         build_all([f"slowstore://bucket/{name}"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FSTimeoutError(),
+        ConnectionResetError(),
+        OSError("Azure Error: [ServerBusy] 503 The server is busy."),
+        OSError("google::cloud::Status(UNAVAILABLE: try again)"),
+        OSError("Server disconnected"),
+    ],
+    ids=repr,
+)
+def test_what_stores_say(error: Exception) -> None:
+    """Some of them nothing but the name of their error: the rest of the file would be one rejected row."""
+    with fsspec.open("slowstore://bucket/a.jsonl", "wb") as file:
+        file.write(contents()["a.jsonl"])
+    SlowStore.error = error
+    with pytest.raises(UnreachableError, match=r"a\.jsonl can't be read now"):
+        build_all(["slowstore://bucket/a.jsonl"])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

@@ -27,6 +27,7 @@ from sentiment.errors import DataError, SentimentError
 from sentiment.features import FrozenEncoder, write_shard
 from sentiment.models.bert_gru import BertGruClassifier
 from sentiment.schema import LABEL, ROW_ID, TEXT
+from sentiment.session import room
 from sentiment.settings import TrainBertSettings
 
 _ERROR = "error"
@@ -92,6 +93,9 @@ def encode(encoding: Encoding, settings: TrainBertSettings) -> None:
     parts = [dataclasses.asdict(part) for part in encoding.missing]
     if not parts:
         return
+    least, most = settings.workers
+    gpus = 1 if settings.use_gpu else 0
+    actors = max(least, min(most, room(settings.cpus_per_worker, gpus)))
     with Progress("encode", "rows") as progress:
         progress.board.show.remote("encode", 0, sum(part["rows"] for part in parts))
         done = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
@@ -105,9 +109,9 @@ def encode(encoding: Encoding, settings: TrainBertSettings) -> None:
             },
             batch_format="pyarrow",
             batch_size=1,
-            compute=ActorPoolStrategy(size=settings.workers[0]),
+            compute=ActorPoolStrategy(size=actors),
             num_cpus=settings.cpus_per_worker,
-            num_gpus=1 if settings.use_gpu else 0,
+            num_gpus=gpus,
         )
         for row in done.iter_rows():
             if row[_ERROR] is not None:

@@ -141,7 +141,8 @@ def _sort_out(
 
 def _run_all(todo: list[tuple[Planned, Pretrained | None]], settings: ReproduceSettings) -> dict[str, Exception]:
     """Run tasks, as many at once as there is room for; returns what failed."""
-    task = ray.remote(num_cpus=settings.cpus_per_run, max_retries=2)(run_planned)
+    # A process for each run: one that has used a GPU would keep that one, and memory on it, whatever it is given next.
+    task = ray.remote(num_cpus=settings.cpus_per_run, max_retries=2, max_calls=1)(run_planned)
     failures: dict[str, Exception] = {}
     with Progress("reproduce", "rows") as progress:
         progress.board.show.remote("reproduce", 0, sum(_rows(run) for run, _ in todo))

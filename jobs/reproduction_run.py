@@ -131,7 +131,7 @@ def _train(planned: Planned, recipe: WordRecipe, pretrained: Pretrained | None, 
     _claim(planned.folder, identity)
     place = Place(rank=0, world_size=1, device=torch.device("cuda" if resources.use_gpu else "cpu"))
     resume = _last_checkpoint(planned, resources)
-    trained = train_run(run, place, hooks=_hooks(planned, run, resources, resume), resume=resume)
+    trained = train_run(run, place, hooks=_hooks(planned, run, resources, resume), resume=lambda: resume)
     bundle_run(planned.folder / "bundle", run, trained)
     precision = resolve_precision(run.precision, place.device)
     accuracies = {recipe.max_length: trained.metrics["test_accuracy"]}

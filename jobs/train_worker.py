@@ -12,6 +12,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.collective import barrier
 
 from jobs.metrics import EPOCHS
 from jobs.train_storage import train_storage
@@ -62,7 +63,7 @@ def _train_worker(work: Work, output: Folder) -> dict[str, Any] | None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device() if work.use_gpu else torch.device("cpu"),
     )
-    trained = train_run(work.run, place, hooks=_hooks(work, output, place.rank), resume=_last_checkpoint())
+    trained = train_run(work.run, place, hooks=_hooks(work, output, place.rank), resume=_last_checkpoint)
     if place.rank != 0:
         return None
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
@@ -88,6 +89,11 @@ def _hooks(work: Work, output: Folder, rank: int) -> Hooks:
     def on_checkpoint(checkpoint: Checkpoint, figures: dict[str, Any] | None) -> None:
         # A checkpoint inside an epoch has no validation loss yet: it must not pass for the best.
         metrics = {"validation_loss": figures["validation_loss"] if figures else 1e30}
+        keep(checkpoint, metrics, figures)
+        # While rank 0 uploads, the others wait here: in torch's collectives they would for two minutes at most.
+        barrier()
+
+    def keep(checkpoint: Checkpoint, metrics: dict[str, Any], figures: dict[str, Any] | None) -> None:
         if rank != 0:
             ray.train.report(metrics)
             return

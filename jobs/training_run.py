@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.report import model_card
@@ -20,6 +22,7 @@ from sentiment.bundle import Bundle, BundleConfig, write_bundle
 from sentiment.checkpoint import Checkpoint
 from sentiment.corpora.prepared import PreparedData
 from sentiment.devices import resolve_precision
+from sentiment.errors import DataError, SentimentError
 from sentiment.metrics import Figures
 from sentiment.models import count_parameters
 from sentiment.optimisation import Optimisation
@@ -139,19 +142,51 @@ class Trained:
     metrics: dict[str, Any]
 
 
-def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None) -> Trained:
+def ready(run: Run, place: Place, resume: Callable[[], Checkpoint | None]) -> tuple[Setup, Checkpoint | None]:
+    """Load data, model and checkpoint in all processes, or in none: one that fails alone leaves the others waiting.
+
+    Args:
+        run: What to train.
+        place: This process.
+        resume: Gives the checkpoint to go on from.
+
+    Returns:
+        What is trained on, and the checkpoint.
+
+    Raises:
+        SentimentError: Data or settings are not as they must be, here or in another process; all raise the same.
+    """
+    made, error, data = None, None, ""
+    try:
+        data = PreparedData(run.data).digest
+        made = run.set_up(place), resume()
+    except SentimentError as mistake:
+        error = mistake
+    if place.world_size > 1:
+        found: list[tuple[SentimentError | None, str]] = [(None, "")] * place.world_size
+        dist.all_gather_object(found, (error, data))
+        error = next((other for other, _ in found if other is not None), None)
+        if error is None and len({digest for _, digest in found}) > 1:
+            error = DataError(f"{run.data} isn't the same on all nodes: give a folder that all of them share, or a URI")
+    if error is not None:
+        raise error
+    assert made is not None
+    return made
+
+
+def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Callable[[], Checkpoint | None]) -> Trained:
     """Train, choose the best epoch, measure it on the test rows.
 
     Args:
         run: What to train.
         place: This process; with several, their process group is set up.
         hooks: As in `fit`.
-        resume: Checkpoint to go on from.
+        resume: Gives the checkpoint to go on from.
 
     Raises:
-        SentimentError: Data or settings are not as they must be.
+        SentimentError: Data or settings are not as they must be, here or in another process.
     """
-    setup = run.set_up(place)
+    setup, checkpoint = ready(run, place, resume)
     precision = resolve_precision(run.precision, place.device)
     final = fit(
         setup.model,
@@ -161,7 +196,7 @@ def train_run(run: Run, place: Place, *, hooks: Hooks, resume: Checkpoint | None
         device=place.device,
         precision=precision,
         hooks=hooks,
-        resume=resume,
+        resume=checkpoint,
     )
     assert final.best_weights is not None
     setup.model.load_state_dict(final.best_weights)

@@ -28,6 +28,7 @@ from sentiment.config import unknown
 from sentiment.errors import BundleError, ConfigError, DataError, ResourceError, SentimentError
 from sentiment.settings import Precision
 from sentiment.text import normalise
+from sentiment.uris import is_uri
 
 if TYPE_CHECKING:
     from sentiment.predictor import Prediction, Predictor
@@ -82,7 +83,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label; none: the lines of standard input")
-    parser.add_argument("--model", metavar="PATH", help=f"bundle (default: $SENTIMENT_MODEL, else {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--model", metavar="PATH", help=f"bundle or its URI (default: $SENTIMENT_MODEL, else {DEFAULT_MODEL})"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of columns")
     choices, about = typing.get_args(Precision), "auto: bf16 where the hardware has it (default: auto)"
     parser.add_argument("--precision", choices=choices, default="auto", help=about)
@@ -124,15 +127,15 @@ def _run(options: argparse.Namespace) -> None:
         _write(_answers(predictor, chunk, as_json=options.json))
 
 
-def _find_bundle(given: str | None) -> Path:
+def _find_bundle(given: str | None) -> str:
     """Tell which bundle is meant, before torch is imported: a first call without one is answered at once."""
-    path = Path(given or os.environ.get("SENTIMENT_MODEL") or DEFAULT_MODEL)
-    if not path.is_dir():
+    path = str(given or os.environ.get("SENTIMENT_MODEL") or DEFAULT_MODEL)
+    if not is_uri(path) and not Path(path).is_dir():
         raise BundleError(f"no bundle at {path}: run `make demo`, which trains one, or give --model PATH")
     return path
 
 
-def _load(model: Path, options: argparse.Namespace) -> Predictor:
+def _load(model: str, options: argparse.Namespace) -> Predictor:
     import torch
 
     from sentiment.predictor import Predictor

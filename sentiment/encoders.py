@@ -35,7 +35,13 @@ _SAFE = (
     "trust: from_pretrained and save_pretrained of transformers' AutoModel and AutoTokenizer"
 )
 _AGAIN = "save or copy the encoder again"
-_ENCODERS = "accepted are bidirectional text encoders, such as bert, roberta, distilbert, electra, mpnet, xlm-roberta"
+# Text encoders in whose states padding has no part, whatever stands beside a text; a test holds each to that. Others
+# mix it in (mobilebert, convbert, fnet, nystromformer, yoso), or count their positions in ways of their own.
+KINDS = (
+    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta"),
+    *("xlm-roberta",),
+)
+_ENCODERS = f"accepted are {', '.join(KINDS)}"
 
 _ONE_AT_A_TIME = threading.RLock()  # silencing a library changes the process for a moment
 
@@ -138,6 +144,8 @@ def read_config(source: EncoderSource) -> dict[str, Any]:
     if decodes or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         reads = "has a decoder" if decodes else "doesn't read text both ways"
         raise ConfigError(f"encoder {source.name!r}: its model, {kind}, {reads}; {_ENCODERS}")
+    if kind not in KINDS:
+        raise ConfigError(f"encoder {source.name!r}: its model, {kind}, isn't known to keep padding apart; {_ENCODERS}")
     dropped = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return {
         key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if key not in dropped

@@ -5,6 +5,7 @@ The client's own variables count (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -59,11 +60,22 @@ def fetch(name: str, revision: str | None) -> Path:
             hub.HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)
             return Path(hub.snapshot_download(name, **wanted))
         except Exception as error:  # the client's errors, those of its HTTP library and of the system
-            try:
-                return Path(hub.snapshot_download(name, local_files_only=True, **wanted))
-            except (OSError, ValueError):
-                why = f"there is no such folder, and {_why(error, revision)}"
-                raise ConfigError(f"encoder {name!r}: {why}; {_WAYS_OUT}") from error
+            with suppress(OSError, ValueError):
+                copy = Path(hub.snapshot_download(name, local_files_only=True, **wanted))
+                if _is_whole(copy):
+                    return copy
+            why = f"there is no such folder, and {_why(error, revision)}"
+            raise ConfigError(f"encoder {name!r}: {why}; {_WAYS_OUT}") from error
+
+
+def _is_whole(copy: Path) -> bool:
+    """Whether a copy has what is needed: one that broke off has a folder too."""
+    index = copy / "model.safetensors.index.json"
+    weights = {"model.safetensors"}
+    if index.is_file():
+        weights = set(json.loads(index.read_bytes())["weight_map"].values())
+    words = any(any(copy.glob(pattern)) for pattern in VOCABULARIES)
+    return words and all((copy / name).is_file() for name in ("config.json", *weights))
 
 
 def _why(error: Exception, revision: str | None) -> str:

@@ -135,7 +135,7 @@ def room(cpus: float, gpus: float = 0, spare_cpus: float = 0) -> int:
     """
     places = 0
     for node in node_resources():
-        by_cpu = max(0.0, node.get("CPU", 0) - spare_cpus) / cpus
+        by_cpu = max(0.0, node.get("CPU", 0) - spare_cpus) / cpus if cpus else float("inf")
         # 0.6 / 0.2 is a little less than 3.
         places += int((min(by_cpu, node.get("GPU", 0) / gpus) if gpus else by_cpu) + 1e-9)
     return places

@@ -103,7 +103,7 @@ class TrainSettings(Section):
     )
     use_gpu: bool = Field(False, description="one GPU for each worker")
     cpus_per_worker: int = Field(1, gt=0, description="CPUs, and torch threads, of a worker")
-    seed: int = Field(1, ge=0, description="everything random follows from it")
+    seed: int = Field(1, ge=0, lt=2**63, description="everything random follows from it")
     precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
     resume: bool = Field(False, description="go on from the last checkpoint in --output")
     overwrite: bool = Field(False, description="replace what the output folder holds")
@@ -192,7 +192,7 @@ class ServeSettings(Section):
     target_ongoing_requests: int = Field(32, gt=0, description="requests at a time that a replica should have")
     upscale_delay_s: float = Field(10.0, ge=0, description="so long there must be too many of them, s")
     downscale_delay_s: float = Field(300.0, ge=0, description="so long there must be too few of them, s")
-    max_ongoing_requests: int = Field(512, gt=0, description="requests at a time that a replica takes")
+    max_ongoing_requests: int = Field(4096, gt=0, description="requests at a time that a replica takes")
     max_batch_tokens: int = Field(4096, gt=0, description="tokens of a batch; more: more texts/s, later answers")
     max_queued_texts: int = Field(2048, gt=0, description="texts that may wait in a replica; further ones get a 429")
     retry_after_s: float = Field(1.0, gt=0, description="when clients shall try again then, s")
@@ -260,8 +260,8 @@ class ReproduceSettings(Section):
 
     @model_validator(mode="after")
     def _hold_numbers_in_range(self) -> Self:
-        if min(self.seeds) < 0:
-            raise ValueError("--seeds must be 0 or more")
+        if not 0 <= min(self.seeds) <= max(self.seeds) < 2**63:
+            raise ValueError("--seeds must be 0 or more, and less than 2**63")
         if any(length < 1 for length in self.max_lengths):
             raise ValueError("--max-lengths must be 1 or more")
         return self

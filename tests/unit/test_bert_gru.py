@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sentiment.encoders import find_encoder, load_encoder, read_config
+from sentiment.encoders import KINDS, find_encoder, load_encoder, read_config
 from sentiment.errors import ConfigError
 from sentiment.models import count_parameters
 from sentiment.models.bert_gru import BertGruClassifier, check_recipe
@@ -33,7 +33,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         vocab_size=50, dim=16, n_layers=3, n_heads=2, hidden_dim=32, max_position_embeddings=40
     ).to_dict(),
 }
-MPNET = transformers.MPNetConfig(**SMALL).to_dict()
+OTHERS: dict[str, dict[str, Any]] = {
+    "albert": transformers.AlbertConfig(**SMALL, embedding_size=8).to_dict(),
+    "deberta": transformers.DebertaConfig(**SMALL).to_dict(),
+    "deberta-v2": transformers.DebertaV2Config(**SMALL).to_dict(),
+    "mpnet": transformers.MPNetConfig(**SMALL).to_dict(),
+}
 
 
 def model(encoder: dict[str, Any], **fields: Any) -> BertGruClassifier:
@@ -72,9 +77,9 @@ def test_the_halves_are_the_whole(family: str, pooling: Any) -> None:
         torch.testing.assert_close(upper(lower(ids_BT, lengths_B), lengths_B), expected_B, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "mpnet"])
+@pytest.mark.parametrize("family", KINDS)
 def test_padding_never_changes_a_score(family: str) -> None:
-    whole = model({**FAMILIES, "mpnet": MPNET}[family])
+    whole = model({**FAMILIES, **OTHERS}[family])
     ids_BT, lengths_B = ragged(whole.encoder.config.pad_token_id)
     together_B = whole(ids_BT, lengths_B)
     for row, length in enumerate(lengths_B.tolist()):
@@ -104,7 +109,7 @@ def test_more_layers_than_there_are() -> None:
 
 
 def test_encoders_that_cannot_be_cut_can_stay_frozen() -> None:
-    whole = model(MPNET)
+    whole = model(OTHERS["mpnet"])
     lower, upper = whole.halves(0)
     ids_BT, lengths_B = ragged(whole.encoder.config.pad_token_id)
     torch.testing.assert_close(upper(lower(ids_BT, lengths_B), lengths_B), whole(ids_BT, lengths_B))

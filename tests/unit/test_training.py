@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
+from jobs.training_run import Place, ready
 from sentiment.batching import Examples, LengthBucketedBatches
 from sentiment.checkpoint import Checkpoint
 from sentiment.errors import ConfigError, DataError
@@ -377,16 +380,38 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
         place = Path(folder) / f"resumed-{rank}"
         place.mkdir()
         go(RANK_CASES[1], seed=7, resume=kept).save(place)
+        for case, data, mistake in (("lacks", "data-0", rank == 1), ("differs", f"data-{rank}", False)):
+            said = what_is_told(rank, f"{folder}/{data}", mistake)
+            (Path(folder) / f"{case}-{rank}").write_text(said)
         dist.barrier()
         dist.destroy_process_group()
         # All is written. A process that ends in order is aborted once in some hundred runs, by a thread of gloo's.
         os._exit(0)
 
 
+def what_is_told(rank: int, data: str, mistake: bool) -> str:
+    """What a rank says whose run can't begin, maybe only on the other one."""
+
+    def set_up(place: Place) -> Any:
+        if mistake:
+            raise DataError("no features on this node")
+
+    run: Any = SimpleNamespace(data=data, set_up=set_up)
+    try:
+        ready(run, Place(rank, 2, CPU), lambda: None)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes for all cases, as starting them is most of the time; beside them the same in one."""
     folder = tmp_path_factory.mktemp("ranks")
+    for rank in (0, 1):
+        (folder / f"data-{rank}").mkdir()
+        (folder / f"data-{rank}" / "manifest.json").write_text(json.dumps({"counts": {"train": rank}}))
+        (folder / f"data-{rank}" / "tokenizer.json").write_text("{}")
     started = multiprocessing.start_processes(
         run_rank, args=(2, str(folder)), nprocs=2, join=False, start_method="spawn"
     )
@@ -411,6 +436,13 @@ def test_ranks_agree_to_the_bit(ranks: Path, num_rows: int) -> None:
     one, other = Checkpoint.load(ranks / f"{num_rows}-2-0"), Checkpoint.load(ranks / f"{num_rows}-2-1")
     assert_same_weights(one.weights, other.weights, atol=0)
     assert timeless(one.progress.history) == timeless(other.progress.history)
+
+
+def test_a_mistake_that_one_rank_sees_is_told_by_all(ranks: Path) -> None:
+    """The others would wait for it until their time limit, and their word is the one that counts."""
+    assert {(ranks / f"lacks-{rank}").read_text() for rank in (0, 1)} == {"no features on this node"}
+    for rank in (0, 1):
+        assert "isn't the same on all nodes" in (ranks / f"differs-{rank}").read_text()
 
 
 def test_two_ranks_go_on_from_inside_an_epoch(ranks: Path) -> None:

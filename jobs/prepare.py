@@ -22,8 +22,10 @@ from sentiment.settings import PrepareSettings, RaySettings
 def run(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Prepare `settings.input`."""
     from jobs.ray_preparing import prepare
+    from jobs.scoring_run import writing_to
 
-    return prepare(settings, ray_settings)
+    with writing_to(settings.output, "start anew with --overwrite"):
+        return prepare(settings, ray_settings)
 
 
 JOB = Job("prepare", __doc__, PrepareSettings, run)

@@ -100,16 +100,14 @@ class Begun:
 
 
 @contextlib.contextmanager
-def writing_to(output: str) -> Iterator[None]:
-    """Say in one line that an output can't be written to, for the length of a `with` block."""
+def writing_to(output: str, then: str = "the same command goes on") -> Iterator[None]:
+    """Say in one line that an output can't be written to, for the length of a `with` block; `then`: once it can."""
     try:
         yield
     except OSError as error:
         if isinstance(error, RayError):  # A task's error is of its cause's kind too.
             raise
-        raise DataError(
-            f"can't write to {output} ({brief(error)}); once that is mended, the same command goes on"
-        ) from error
+        raise DataError(f"can't write to {output} ({brief(error)}); once that is mended, {then}") from error
 
 
 class ScoringRun:

@@ -1,8 +1,9 @@
-"""Training goes on by itself when a node is lost in the middle of an epoch, with the workers that are left."""
+"""Training goes on by itself when a node is lost in the middle of an epoch, and when one comes."""
 
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,33 @@ def test_node_lost_in_the_middle_of_an_epoch(
         recovered=f"{recovered_s:.1f} s until the next checkpoint",
         known=f"losses within {distance:.0e} of a run that wasn't disturbed",
     )
+
+
+def test_a_node_that_comes_is_used(nodes: Cluster, data: Path, tmp_path: Path, recoveries: Recoveries) -> None:
+    output = tmp_path / "run"
+    endless = (*command(data, output, "1-2"), "--epochs", 10_000)
+    with started("train_lstm", *endless, address=nodes.address) as process:
+        wait_for("an epoch of one worker", lambda: checkpoint(output) >= (1, 0), process)
+        with second_node(nodes) as came:
+            joined_s = seconds_until_more("worker", lambda: workers_on(nodes, came.node_id), 0, process)
+            seconds_until_more("checkpoint of two", lambda: checkpoint(output), checkpoint(output), process)
+            # As Ctrl-C would.
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    epochs = [line["epoch"] for line in history(output)]
+    assert epochs == list(range(1, len(epochs) + 1))
+    recoveries.note(
+        done="node added",
+        to="training (`--num-workers 1-2`)",
+        finished="it goes on from the last checkpoint with two workers",
+        lost="nothing",
+        recovered=f"{joined_s:.0f} s until a worker was on it: once a minute it is looked",
+        known="checkpoints that follow; every epoch is there once",
+    )
+
+
+def workers_on(nodes: Cluster, node_id: str) -> int:
+    """Training workers on a node: one takes both of its CPUs."""
+    free = nodes.global_state.available_resources_per_node().get(node_id, {"CPU": 2})
+    return int(free.get("CPU", 0) == 0)

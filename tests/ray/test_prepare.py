@@ -222,3 +222,9 @@ def test_a_second_run_is_refused_while_the_first_is_at_it(corpus: Corpus, tmp_pa
     result = run_job(prepare.JOB, "--input", corpus.folder, "--output", tmp_path / "out")
     assert result["rows_in"] == corpus.rows
     assert not (tmp_path / "out" / "_run").exists()
+
+
+def test_an_output_that_can_not_be_written_to(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = refusal(prepare.JOB, "--input", corpus.folder, "--output", tmp_path / "file" / "out")
+    assert "can't write to" in message

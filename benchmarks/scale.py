@@ -33,7 +33,8 @@ import scale_driver
 import scale_page
 import scale_rows
 import scale_store
-from score_job import ROOT, members
+from score_job import members
+from turns import ROOT
 
 from jobs.report import machine
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scale_driver import timed, traced
 from score_archive import archive_of, texts_of
-from score_job import ROOT
+from turns import ROOT
 
 from sentiment.batching import LengthBucketedBatches
 from sentiment.corpora.cleaning import Survey, clean

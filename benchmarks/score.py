@@ -25,10 +25,8 @@ import argparse
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -38,7 +36,8 @@ import psutil
 import score_job
 import score_page
 from score_archive import archive_of
-from score_job import CORES, ROOT
+from score_job import CORES
+from turns import ROOT, Turns, program, say, take_turns
 
 from jobs.report import machine
 from sentiment.settings import ScoreSettings
@@ -49,7 +48,7 @@ _SEARCH_ROWS, _FEW_ROWS = 512, 200
 # Slices of the model's forward pass are as long as the job's.
 _SLICE_ROWS = int(ScoreSettings.model_fields["batch_rows"].default)
 
-Turns = dict[str, list[dict[str, Any]]]
+_RIVALS = "score_rivals.py"
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def main() -> None:
         # What others take of the machine, in percent: torch's threads wait for each other, so a little costs a lot.
         busy = psutil.cpu_percent(interval=2.0)
         if busy > score_page.BUSY:
-            _say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
+            say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
         head = {"machine": machine(*_PACKAGES), "busy_before": busy}
         with tempfile.TemporaryDirectory(prefix="score-") as scratch:
             figures = lane(args, Path(scratch))
@@ -104,12 +103,12 @@ def _bilstm(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     where = {"model": str(args.model), "archive": str(archive)}
     loop = {**where, "rows": args.sample or 20_000, "output": loop_output}
     alone = {**where, "processes": CORES, "slice_rows": _SLICE_ROWS}
-    turns = _take_turns(
+    turns = take_turns(
         args.repeats,
         {
             "job": lambda: _score(args.model, archive, scratch / "scored"),
-            "notebook": lambda: _rival("notebook", loop),
-            "forward": lambda: _rival("forward", alone),
+            "notebook": lambda: program(_RIVALS, "notebook", json.dumps(loop)),
+            "forward": lambda: program(_RIVALS, "forward", json.dumps(alone)),
         },
     )
     return _compared(turns)
@@ -118,13 +117,15 @@ def _bilstm(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 def _minilm(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     archive = archive_of(args.input, args.rows, scratch)
     where = {"model": str(args.model), "archive": str(archive)}
-    search = _rival("batch_sizes", {**where, "rows": min(_SEARCH_ROWS, args.sample or _SEARCH_ROWS)})
+    search = program(
+        _RIVALS, "batch_sizes", json.dumps({**where, "rows": min(_SEARCH_ROWS, args.sample or _SEARCH_ROWS)})
+    )
     theirs = {**where, "rows": args.sample or 2048, "batch_size": search["best"]}
-    turns = _take_turns(
+    turns = take_turns(
         args.repeats,
         {
             "job": lambda: _score(args.model, archive, scratch / "scored"),
-            "pipeline": lambda: _rival("pipeline", theirs),
+            "pipeline": lambda: program(_RIVALS, "pipeline", json.dumps(theirs)),
         },
     )
     return {"batch_sizes": search, **_compared(turns)}
@@ -133,7 +134,7 @@ def _minilm(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 def _size(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rows = {"small": args.small, "large": args.large}
     archives = {name: archive_of(args.input, count, scratch, args.format) for name, count in rows.items()}
-    turns = _take_turns(
+    turns = take_turns(
         args.repeats,
         {
             name: lambda archive=archive: _score(args.model, archive, scratch / "scored", watch_memory=True)
@@ -152,7 +153,7 @@ def _resume(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     archive, few = archive_of(args.input, args.rows, scratch), archive_of(args.input, _FEW_ROWS, scratch)
     turns = []
     for number in range(args.repeats):
-        _say(f"turn {number + 1} of {args.repeats}")
+        say(f"turn {number + 1} of {args.repeats}")
         started = _score(args.model, few, scratch / "few")
         whole = _score(args.model, archive, scratch / "whole", keep=True)
         shards = score_job.count_shards(scratch / "whole")
@@ -174,21 +175,8 @@ def _resume(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 "ratio": round(ratio, 3),
             }
         )
-        _say(
-            f"  {again['wall_s']:.1f} s for {left_s:.1f} s of work and {started['wall_s']:.1f} s of start: {ratio:.2f}"
-        )
+        say(f"  {again['wall_s']:.1f} s for {left_s:.1f} s of work and {started['wall_s']:.1f} s of start: {ratio:.2f}")
     return {"model_id": turns[0]["whole"]["model_id"], "ratio": median(turn["ratio"] for turn in turns), "turns": turns}
-
-
-def _take_turns(repeats: int, contenders: dict[str, Callable[[], dict[str, Any]]]) -> Turns:
-    """Measure each, again and again: what slows the machine down for a while hits all of them."""
-    turns: Turns = {name: [] for name in contenders}
-    for number in range(repeats):
-        for name, measure in contenders.items():
-            _say(f"turn {number + 1} of {repeats}: {name}")
-            turns[name].append(measure())
-            _say(f"  {turns[name][-1]['rows_per_s']:,.1f} rows/s")
-    return turns
 
 
 def _compared(turns: Turns) -> dict[str, Any]:
@@ -212,20 +200,6 @@ def _score(
 
 def _clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _rival(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A contender of `benchmarks/score_rivals.py` in a process of its own."""
-    command = [sys.executable, "benchmarks/score_rivals.py", name, json.dumps(arguments)]
-    done = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise SystemExit(f"{name} failed; see above")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from turns import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+from jobs.background import Background
+
 CORES = len(os.sched_getaffinity(0))
 _KINDS = ("pss", "uss", "rss")
 _SAMPLE_S = 0.5
@@ -138,7 +139,7 @@ def members(session: int) -> list[psutil.Process]:
     return found
 
 
-class _Memory:
+class _Memory(Background):
     """Samples a session's memory for a `with` block: sums over its processes, and the highest sum of each kind.
 
     PSS counts a page that n processes share as 1/n in each, so the sum is what the machine has to have. RSS counts it n
@@ -150,16 +151,7 @@ class _Memory:
         self._peaks = dict.fromkeys(_KINDS, 0)
         self._at_peak: Counter[str] = Counter()
         self._samples = self._most_processes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
-
-    def __enter__(self) -> _Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__init__("memory", _SAMPLE_S, self._sample)
 
     def figures(self) -> dict[str, Any]:
         """Peaks in MB, and which processes the highest PSS was made of."""
@@ -170,18 +162,17 @@ class _Memory:
             "memory_samples": self._samples,
         }
 
-    def _run(self) -> None:
-        while not self._stop.wait(_SAMPLE_S):
-            sums, by_name, processes = Counter[str](), Counter[str](), members(self._session)
-            for process in processes:
-                with contextlib.suppress(psutil.Error):
-                    name, info = _name(process), process.memory_full_info()
-                    sums.update({kind: getattr(info, kind) for kind in _KINDS})
-                    by_name[name] += info.pss
-            if sums["pss"] > self._peaks["pss"]:
-                self._at_peak = by_name
-            self._peaks = {kind: max(value, sums[kind]) for kind, value in self._peaks.items()}
-            self._samples, self._most_processes = self._samples + 1, max(self._most_processes, len(processes))
+    def _sample(self) -> None:
+        sums, by_name, processes = Counter[str](), Counter[str](), members(self._session)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                name, info = _name(process), process.memory_full_info()
+                sums.update({kind: getattr(info, kind) for kind in _KINDS})
+                by_name[name] += info.pss
+        if sums["pss"] > self._peaks["pss"]:
+            self._at_peak = by_name
+        self._peaks = {kind: max(value, sums[kind]) for kind, value in self._peaks.items()}
+        self._samples, self._most_processes = self._samples + 1, max(self._most_processes, len(processes))
 
 
 def _name(process: psutil.Process) -> str:

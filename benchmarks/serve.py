@@ -25,12 +25,12 @@ figures. Temporary files: in TMPDIR.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -39,9 +39,9 @@ from typing import Any
 import psutil
 import serve_page
 from score_archive import sample_of
-from score_job import ROOT
 from serve_contenders import OURS, ReplicaMemory, contenders, probe, served
 from serve_load import hit, require_programs, upload, write_bodies, write_lines, wrk_version
+from turns import ROOT, Turns, program, say, take_turns
 
 from jobs.report import machine
 from sentiment.bundle import Bundle
@@ -58,8 +58,6 @@ _PATIENCE_S = 5
 # Contenders may differ so much in a probability: batches and threads add in another order, in bfloat16.
 _AGREE = 0.02
 
-Turns = dict[str, list[dict[str, Any]]]
-
 
 def main() -> None:
     """Run a lane and write the page."""
@@ -75,7 +73,7 @@ def main() -> None:
         # What others take of the machine, in percent.
         busy = psutil.cpu_percent(interval=2.0)
         if busy > serve_page.BUSY:
-            _say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
+            say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
         head = {"machine": _machine(), "busy_before": busy, "model_id": Bundle.open(args.model).model_id}
         with tempfile.TemporaryDirectory(prefix="serve-") as scratch:
             figures = lane(args, Path(scratch))
@@ -136,7 +134,7 @@ def _side_by_side(args: argparse.Namespace, scratch: Path, connections: int, sec
             hit(service.url, bodies, connections=connections, seconds=_WARM_UP_S)
             return {"p_positive": p_positive, **hit(service.url, bodies, connections=connections, seconds=seconds)}
 
-    turns = _take_turns(args.repeats, contenders(), measure)
+    turns = take_turns(args.repeats, {name: functools.partial(measure, name) for name in contenders()})
     _check_same_model(turns)
     medians = _medians(turns, ("requests_per_s", "p50_ms", "p99_ms"))
     ours = medians[OURS]
@@ -171,10 +169,10 @@ def _bulk(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             return {**found, "texts_per_s": round(found["requests_per_s"] * _BULK_TEXTS, 1)}
 
     def alone() -> dict[str, Any]:
-        return _program("serve_rivals.py", "predictor", "--model", str(args.model), "--texts", str(lines))
+        return program("serve_rivals.py", "predictor", "--model", str(args.model), "--texts", str(lines))
 
     ways = {"score": score, "predict": predict, "predictor": alone}
-    turns = _take_turns(args.repeats, ways, lambda name: ways[name]())
+    turns = take_turns(args.repeats, ways)
     medians = _medians(turns, ("texts_per_s",))
     alone_per_s = medians["predictor"]["texts_per_s"]
     ratio = {name: round(one["texts_per_s"] / alone_per_s, 3) for name, one in medians.items()}
@@ -187,7 +185,7 @@ def _overload(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     limits = {"max_queued_texts": _QUEUED_TEXTS, "request_timeout_s": _REQUEST_TIMEOUT_S}
     settings = {f"SENTIMENT_SERVE_{name.upper()}": str(value) for name, value in limits.items()}
 
-    def measure(_: str) -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
         with served(OURS, args.model, scratch, settings) as service:
             hit(service.url, bodies, connections=_CONNECTIONS, seconds=_WARM_UP_S)
             capacity = hit(service.url, bodies, connections=_CONNECTIONS, seconds=15)["requests_per_s"]
@@ -199,13 +197,13 @@ def _overload(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 "patience_s": _REQUEST_TIMEOUT_S + _PATIENCE_S,
             }
             # Batches are never as large, and connections never as many, as under the flood itself.
-            _program("serve_flood.py", json.dumps({**arguments, "seconds": _FLOOD_WARM_UP_S}))
+            program("serve_flood.py", json.dumps({**arguments, "seconds": _FLOOD_WARM_UP_S}))
             with ReplicaMemory(service) as memory:
-                found = _program("serve_flood.py", json.dumps({**arguments, "seconds": seconds}))
+                found = program("serve_flood.py", json.dumps({**arguments, "seconds": seconds}))
             times = round(found["offered_per_s"] / capacity, 2)
             return {"capacity_per_s": capacity, "times": times, **found, **memory.figures()}
 
-    turns = _take_turns(args.repeats, [OURS], measure)
+    turns = take_turns(args.repeats, {OURS: measure})
     how = {
         "warm_up_s": _FLOOD_WARM_UP_S,
         "seconds": seconds,
@@ -216,35 +214,10 @@ def _overload(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {**how, "turns": turns[OURS]}
 
 
-def _take_turns(repeats: int, names: Iterable[str], measure: Callable[[str], dict[str, Any]]) -> Turns:
-    """Measure each, again and again: what slows the machine down for a while hits all of them."""
-    turns: Turns = {name: [] for name in names}
-    for number in range(repeats):
-        for name, found in turns.items():
-            _say(f"turn {number + 1} of {repeats}: {name}")
-            found.append(measure(name))
-            _say(f"  {json.dumps(found[-1])}")
-    return turns
-
-
 def _medians(turns: Turns, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
     return {
         name: {kind: round(median(one[kind] for one in found), 2) for kind in kinds} for name, found in turns.items()
     }
-
-
-def _program(script: str, *arguments: str) -> dict[str, Any]:
-    """A program of ours in a process of its own; its last line is JSON."""
-    command = [sys.executable, f"benchmarks/{script}", *arguments]
-    done = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise SystemExit(f"{script} failed; see above")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

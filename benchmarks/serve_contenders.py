@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from score_job import ROOT, members
+from score_job import members
+from turns import ROOT
+
+from jobs.background import Background
 
 OURS = "ours-haproxy"
 _HOST = "127.0.0.1"
@@ -180,22 +182,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-class ReplicaMemory:
+class ReplicaMemory(Background):
     """Samples the memory of a service's only replica for a `with` block."""
 
     def __init__(self, service: Service) -> None:
         self._replica = _replica_of(service)
         self._rss = [self._replica.memory_info().rss]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
-
-    def __enter__(self) -> ReplicaMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__init__("memory", _SAMPLE_S, self._sample)
 
     def figures(self) -> dict[str, Any]:
         """RSS in MB when it began, at its highest and at the end."""
@@ -209,11 +202,10 @@ class ReplicaMemory:
         }
         return {**megabytes, "rss_ratio": round(peak / before, 3), "memory_samples": len(self._rss)}
 
-    def _run(self) -> None:
+    def _sample(self) -> None:
         # It may die; `figures` says so.
         with contextlib.suppress(psutil.NoSuchProcess):
-            while not self._stop.wait(_SAMPLE_S):
-                self._rss.append(self._replica.memory_info().rss)
+            self._rss.append(self._replica.memory_info().rss)
 
 
 def _replica_of(service: Service) -> psutil.Process:

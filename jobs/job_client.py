@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -182,6 +183,9 @@ def _send(client: Client, submission: Submission) -> None:
             runtime_env={"working_dir": str(submission.folder), "env_vars": submission.variables},
         )
     except (ValueError, RuntimeError) as error:
+        # What stands before the cluster has lost patience with it: nobody knows whether it has the job.
+        if gave_up := re.search(r"status code 50[234]", str(error)):
+            raise ConnectionError(f"a gateway answered for the cluster ({gave_up[0]})") from None
         # A refusal carries the head's traceback; its last line says why.
         reason = (str(error).strip(" .\n") or type(error).__name__).splitlines()[-1]
         raise ConfigError(f"the cluster refuses the job: {reason[:300]}") from None

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+import pyarrow.fs as pafs
 
 from jobs.background import Background
 from sentiment.corpora.folder import RUN, Folder
@@ -70,6 +71,15 @@ class Lock:
         with contextlib.suppress(OSError):
             if not self._is_lost and self._is_mine(self._read()):
                 self._output.fs.delete_file(self._output.inner(LOCK))
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove its folder too, unless a run keeps something in there."""
+        fs, folder = self._output.fs, self._output.inner(RUN)
+        if isinstance(fs, pafs.LocalFileSystem):
+            Path(folder).rmdir()  # Fails if there is anything, such as a lock that somebody has just taken.
+        elif not fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+            fs.delete_dir(folder)
 
     def check(self) -> None:
         """See that nobody else has taken it.

@@ -8,7 +8,6 @@ encode → write                             tasks
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -29,7 +28,7 @@ from ray.exceptions import RayTaskError
 from jobs.lock import Lock
 from jobs.report import kind_of_reason, manifest_head, some_of
 from sentiment.corpora.cleaning import HASH, OFFICIAL, Int64Array, Survey, clean, encode, is_member
-from sentiment.corpora.folder import RUN, Folder
+from sentiment.corpora.folder import Folder
 from sentiment.corpora.inputs import LOST_LINK, place_of
 from sentiment.corpora.labels import NEUTRAL, refuse_scale
 from sentiment.corpora.planning import ReadPlan, SourceFile, plan
@@ -37,7 +36,7 @@ from sentiment.corpora.prepared import TOKENIZER
 from sentiment.corpora.reading import group_files, read
 from sentiment.corpora.sink import FolderSink
 from sentiment.corpora.streams import NOT_REGULAR, UnreachableError, open_random_access
-from sentiment.errors import DataError
+from sentiment.errors import DataError, brief
 from sentiment.schema import (
     DESTINATION,
     LABEL,
@@ -75,7 +74,7 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
     main, official = _plans(settings)
     output = Folder(settings.output)
     output.check(overwrite=settings.overwrite, inputs=[*settings.input, *settings.test_input])
-    with ray_session(ray_settings), Lock(output) as lock, _told():
+    with ray_session(ray_settings), Lock(output) as lock, _told(output):
         output.claim(overwrite=settings.overwrite)
         lock.renew()  # It was removed with all else.
         checksums = [_sha256.remote(group) for each in (main, official) if each for group in group_files(each)]
@@ -113,21 +112,23 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
         }
         lock.check_now()
         output.write_json(MANIFEST, manifest)
-    with contextlib.suppress(OSError):
-        output.fs.delete_dir(output.inner(RUN))
     _say(", ".join(f"{split} {counts[split]:,}" for split in SPLITS) + f", rejected {counts['rejected']:,}")
     return {**counts, "output": output.uri, "duration_s": round(time.monotonic() - started, 1)}
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """An input that can't be reached is the user's to mend, not a traceback."""
+def _told(output: Folder) -> Iterator[None]:
+    """An input that can't be reached and an output that is full are the user's to mend, not a traceback."""
     try:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, UnreachableError):
             said = str(error.cause).splitlines()[0]  # Ray writes advice for programmers behind it.
             raise DataError(f"{said}; once that is mended, start anew with --overwrite") from None
+        if isinstance(error.cause, OSError):  # An input's is told as above, or becomes rejected rows.
+            raise DataError(
+                f"can't write to {output.uri} ({brief(error.cause)}); once that is mended, start anew with --overwrite"
+            ) from None
         raise
 
 
@@ -210,10 +211,13 @@ def _sha256(files: tuple[SourceFile, ...]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     stored = [file for file in files if file.problem not in (LOST_LINK, NOT_REGULAR)]
     for file in stored:
-        with open_random_access(file.root, file.inner, None) as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-                size += len(piece)
+        try:
+            with open_random_access(file.root, file.inner, None) as stream:
+                while piece := stream.read(1 << 20):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:  # Its bytes are all that is asked for: there is no damage that this could be.
+            raise UnreachableError(f"{file.path} can't be read now: {brief(error)}") from error
     more = {} if len(files) == 1 else {"files": len(files), "last": files[-1].path}
     return {"path": files[0].path, **more, "bytes": size, "sha256": digest.hexdigest() if stored else None}
 

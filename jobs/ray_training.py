@@ -24,6 +24,7 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jobs.lock import Lock
 from jobs.metrics import TrainingMeter
 from jobs.progress import Progress
 from jobs.report import plot_curve
@@ -98,12 +99,13 @@ def train(
             with tracked(settings, recipe, output):
                 return _report(json.loads(output.read(METRICS)), output)
     with ExitStack() as tracking:
-        with ray_session(ray_settings):
+        with ray_session(ray_settings), Lock(output) as lock:
             least, gpus = settings.workers[0], 1 if settings.use_gpu else 0
             wait_for_room(ray_settings, least, "training workers", cpus=settings.cpus_per_worker, gpus=gpus)
             require(least, "training workers", cpus=settings.cpus_per_worker, gpus=gpus)
             run = plan.complete()
             _claim_output(output, settings, run.identity)
+            lock.renew()  # It was removed with all else.
             # It ends after the last record is written.
             tracking.enter_context(tracked(settings, recipe, output))
             plan.prepare()

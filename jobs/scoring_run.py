@@ -17,13 +17,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow.fs as pafs
 from ray.exceptions import RayError
 
-from jobs.lock import LOCK
 from sentiment.corpora.folder import Folder
 from sentiment.corpora.planning import ReadPlan
 from sentiment.corpora.shards import LAYOUT
@@ -141,9 +138,7 @@ class ScoringRun:
             return None
         state = self._state()
         if state is None:
-            # One that was killed before it had written down what it is has left a lock and nothing else.
-            if self._names("") != [_STATE] or not set(self._names(_STATE)) <= {PurePosixPath(LOCK).name}:
-                self.output.check(overwrite=False)
+            self.output.check(overwrite=False)
             return None
         self._compare(state)
         if self._read(SUCCESS) is None:
@@ -198,13 +193,6 @@ class ScoringRun:
         """Say that everything is there."""
         self.output.write_json(self._manifest, manifest)
         self.output.write_text(SUCCESS, "{}\n")
-
-    def _names(self, folder: str) -> list[str]:
-        selector = pafs.FileSelector(self.output.inner(folder), allow_not_found=True)
-        try:
-            return [info.base_name for info in self.output.fs.get_file_info(selector) if info.base_name[0] != "."]
-        except OSError as error:
-            raise DataError(f"can't look into {self.output.uri}: {error}") from error
 
     def _state(self) -> dict[str, Any] | None:
         return self._read(RUN)

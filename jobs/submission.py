@@ -35,6 +35,8 @@ _DEFAULTS = {
 # Beside those that a section names, which begin at storage.root.
 _OTHER_PATHS = ("data", "output", "report", "mlflow")
 _PATHS_OR_NAMES = ("vectors", "encoder")
+# A server, which the nodes' own settings lead to.
+_NO_FOLDER = ("mlflow", "databricks")
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,13 @@ def _check_paths(settings: Section, folder: Path) -> None:
         for value in [given] if isinstance(given, str) else given or []:
             # SQLAlchemy's form of a path.
             path = value.removeprefix("sqlite:///")
-            if "://" in path or Path(path).is_absolute():
+            if "://" in path or Path(path).is_absolute() or (name, value) == _NO_FOLDER:
                 continue
             here = next((path for path in (Path(value).absolute(), folder / value) if path.exists()), None)
             if name not in _PATHS_OR_NAMES or here:
+                at_root = "; or set storage.root of ray_config.yaml" if name in settings.paths else ""
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {value} is relative, but the job runs in a copy of the code, which "
-                    "has no data and is removed: give a URI, or a path that all nodes see, such as "
-                    f"{here or folder / value}; or set storage.root of ray_config.yaml"
+                    f"has no data and is removed: give a URI, or a path that all nodes see, such as "
+                    f"{here or folder / value}{at_root}"
                 )

@@ -66,25 +66,24 @@ def load(
     values |= flags
     overrides = {name: values.pop(name) for name in list(values) if name not in own}
     try:
-        # model_validate reads no sources of its own: the order above is the whole truth.
         settings = section.model_validate({**values, **({"overrides": overrides} if extra else {})})
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
-    _refuse_keys(settings)
-    if section is StorageSettings:
+    if isinstance(settings, StorageSettings):
+        _refuse_keys("storage.root", settings.root)
         return settings
+    for name in settings.paths:
+        _refuse_keys(f"--{name.replace('_', '-')}", getattr(settings, name))
     return settings.rooted(load(StorageSettings, {}, file, profile=profile).root)
 
 
-def _refuse_keys(settings: Section) -> None:
+def _refuse_keys(name: str, given: str | list[str] | None) -> None:
     """Refuse URIs that carry a store's keys: they would stand in logs, records and on the dashboard."""
-    for name in settings.paths:
-        given = getattr(settings, name)
-        if any(_WITH_KEYS.match(uri) for uri in (given if isinstance(given, list) else [given or ""])):
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: keys don't belong in a URI, logs and dashboards show it; set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the store reads, or give the machine a role"
-            )
+    if any(_WITH_KEYS.match(uri) for uri in (given if isinstance(given, list) else [given or ""])):
+        raise ConfigError(
+            f"{name}: keys don't belong in a URI, logs and dashboards show it; set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the store reads, or give the machine a role"
+        )
 
 
 def in_force(section: type[Section], file: str | None = None, profile: str | None = None) -> dict[str, tuple[Any, str]]:
@@ -188,7 +187,9 @@ def _check_environment() -> None:
     """Refuse a variable that was meant for a section and names none: SENTIMENT_TRIAN_SEED."""
     prefixes = tuple(map(_prefix, SECTIONS.values()))
     strangers = [
-        name for name in os.environ if name.startswith(_OURS) and not name.startswith((*prefixes, *_NO_SETTINGS))
+        name
+        for name in os.environ
+        if name.startswith(_OURS) and not name.startswith((*prefixes, *_NO_SETTINGS)) and not _is_service_link(name)
     ]
     if strangers:
         settings = [_prefix(one) + name.upper() for one in SECTIONS.values() for name in one.model_fields]
@@ -220,11 +221,8 @@ def _from_environment(section: type[Section], known: set[str] | None) -> dict[st
     others = [other for other in map(_prefix, SECTIONS.values()) if len(other) > len(prefix)]
     for variable, value in os.environ.items():
         # SENTIMENT_TRAIN_BERT_SEED is no setting BERT_SEED of section train.
-        if (
-            variable.startswith(prefix)
-            and not variable.startswith(tuple(others))
-            and not _SERVICE_LINK.fullmatch(f"{variable}={value}")
-        ):
+        is_own = variable.startswith(prefix) and not variable.startswith(tuple(others))
+        if is_own and not _is_service_link(variable):
             name = variable.removeprefix(prefix).lower()
             if known is not None and name not in known:
                 raise unknown(
@@ -233,9 +231,15 @@ def _from_environment(section: type[Section], known: set[str] | None) -> dict[st
             if name not in section.model_fields:
                 extra[name] = value
     try:
-        return {**extra, **EnvSettingsSource(section)()}
+        found = EnvSettingsSource(section)()
+        return extra | {name: value for name, value in found.items() if not _is_service_link(prefix + name.upper())}
     except SettingsError as error:
         raise ConfigError(f'{error}: a list is written as JSON, {prefix}…=\'["a.csv", "b.csv"]\'') from error
+
+
+def _is_service_link(variable: str) -> bool:
+    """Whether it is one of those that Kubernetes gives to all pods for a Service called `sentiment-…`."""
+    return _SERVICE_LINK.fullmatch(f"{variable}={os.environ.get(variable, '')}") is not None
 
 
 def _prefix(section: type[Section]) -> str:

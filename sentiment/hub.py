@@ -55,7 +55,9 @@ def fetch(name: str, revision: str | None) -> Path:
     with _quiet():
         if re.fullmatch(r"[0-9a-f]{40}", revision or ""):  # A commit never changes: the cache needn't ask.
             with suppress(OSError, ValueError):
-                return Path(hub.snapshot_download(name, local_files_only=True, **wanted))
+                copy = Path(hub.snapshot_download(name, local_files_only=True, **wanted))
+                if _is_whole(copy):
+                    return copy
         try:
             hub.HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)
             return Path(hub.snapshot_download(name, **wanted))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import PrivateAttr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sentiment.uris import is_uri, join
 
@@ -25,6 +25,13 @@ class Section(BaseSettings):
     section: ClassVar[str]
     paths: ClassVar[tuple[str, ...]] = ()
     _root: str | None = PrivateAttr(None)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What it is given alone: sentiment.config says what counts beside that, and in which order."""
+        return (init_settings,)
 
     def rooted(self, root: str | None) -> Self:
         """The same with relative paths beginning at a folder or URI; none: they stay."""

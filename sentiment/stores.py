@@ -5,23 +5,27 @@ A scheme Arrow doesn't know is asked of fsspec.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sentiment.errors import DataError, brief
-from sentiment.uris import is_uri
+from sentiment.uris import is_uri, split_query
 
 _COPIED_BYTES = 8 << 20
+# Schemes that Arrow itself knows, and unquotes.
+_ARROWS = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "local")
 
 
 @functools.lru_cache(maxsize=64)
@@ -37,8 +41,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         DataError: Neither knows the scheme, or the store can't be reached.
     """
-    if "#" in uri:  # Arrow would drop what follows it: another place.
-        raise DataError(f"{uri}: write %23 for # in a URI")
+    if "#" in uri and uri.partition("://")[0] in _ARROWS:  # Arrow would drop what follows it: another place.
+        raise DataError(f"{split_query(uri)[0]}: write %23 for # in a URI")
     try:
         return pafs.FileSystem.from_uri(_with_options(uri))
     except pa.ArrowInvalid:
@@ -51,7 +55,57 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         raise DataError(f"can't open {uri}: {brief(error)} (pip install the fsspec driver of that scheme)") from error
     except (ValueError, OSError) as error:
         raise DataError(f"can't open {uri}: {brief(error)}; neither pyarrow nor fsspec reads it") from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), str(inner)
+    return pafs.PyFileSystem(_Handler(fs)), str(inner)
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What a driver's HTTP library raises (aiohttp, azure.core, …) says that the store can't be reached now."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__ == "builtins":
+            raise
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
+
+
+class _Handler(pafs.FSSpecHandler):
+    """As Arrow's, but what it raises for a store's sake is an OSError.
+
+    Before it opens a file Arrow's asks whether it is one, which drivers deny if the store doesn't answer.
+    """
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        with _as_os_error():
+            infos: list[pafs.FileInfo] = super().get_file_info(paths)
+            return infos
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        with _as_os_error():
+            infos: list[pafs.FileInfo] = super().get_file_info_selector(selector)
+            return infos
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        with _as_os_error():
+            return pa.PythonFile(_Reader(self.fs.open(path, mode="rb")), mode="r")
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return self.open_input_stream(path)
+
+
+class _Reader:
+    """A file of an fsspec driver."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        with _as_os_error():
+            content: bytes = self._file.read(size)
+            return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _with_options(uri: str) -> str:

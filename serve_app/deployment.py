@@ -83,7 +83,10 @@ class _Service:
     def _named(self, user_config: Mapping[str, Any]) -> str:
         if set(user_config) != {"model"} or not isinstance(user_config["model"], str):
             raise ConfigError(f"user_config holds `model`, the path of a bundle; got {sorted(map(str, user_config))}")
-        return self._engine.settings.at_root(user_config["model"])
+        given: str = user_config["model"]
+        settings = self._engine.settings
+        # What `application` puts there has been looked up already.
+        return given if given == settings.model else settings.at_root(given)
 
 
 def application(settings: ServeSettings) -> serve.Application:

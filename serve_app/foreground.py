@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,6 +23,8 @@ from serve_app.deployment import api_key_digests, application
 # cancel its timer then. By default it is 90 s, and under a flood there are hundreds a second. Longer than HAProxy keeps
 # an idle connection to a replica (5 s), so that none is used which is just being closed.
 KEEP_ALIVE_S = 10
+# Ports that HAProxy listens at beside the service's, on all addresses, by the variable that changes them.
+_HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 
 
 def check(settings: ServeSettings) -> None:
@@ -33,17 +36,23 @@ def check(settings: ServeSettings) -> None:
     Raises:
         BundleError: The model can't be used.
         ConfigError: The API keys can't be read.
-        ResourceError: Another program listens at the port.
+        ResourceError: Another program listens at a port.
     """
     Bundle.open(settings.model)
     api_key_digests(settings)
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+    _check_port(settings.host, settings.port, "--port")
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        for variable, port in _HAPROXY_PORTS.items():
+            _check_port("0.0.0.0", int(os.environ.get(variable, port)), variable)  # noqa: S104  (as HAProxy does)
+
+
+def _check_port(host: str, port: int, setting: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
-            where = f"{settings.host}:{settings.port}"
-            raise ResourceError(f"can't listen at {where} ({error.strerror}): try another --port") from None
+            raise ResourceError(f"can't listen at {host}:{port} ({error.strerror}): try another {setting}") from None
 
 
 def serve_until_interrupted(settings: ServeSettings, ray_settings: RaySettings) -> None:

@@ -89,9 +89,11 @@ def router(engine: Engine) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     missing: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "No such model"}}
 
-    def check(name: str) -> None:
+    def check(name: str, http: Request) -> None:
         if name != engine.settings.name:
             raise ApiError(404, "not_found", f"no such model; there is {engine.settings.name}")
+        if http.path_params.get("version", engine.predictor.model_id) != engine.predictor.model_id:
+            raise ApiError(404, "not_found", f"no such version; there is {engine.predictor.model_id}")
 
     @routes.get("")
     async def server() -> dict[str, Any]:
@@ -110,29 +112,32 @@ def router(engine: Engine) -> APIRouter:
         """Say whether the model is loaded and warm."""
         return {"ready": bool(engine.predictor)}
 
+    @routes.get("/models/{name}/versions/{version}", include_in_schema=False)
     @routes.get("/models/{name}", responses=missing)
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str, http: Request) -> dict[str, Any]:
         """Say what goes in and out."""
-        check(name)
+        check(name, http)
         outputs = [{"name": output, "datatype": datatype, "shape": [-1]} for output, datatype in OUTPUTS.items()]
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
         versions = [engine.predictor.model_id]
         return {"name": name, "versions": versions, "platform": "pytorch", "inputs": inputs, "outputs": outputs}
 
+    @routes.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
     @routes.get("/models/{name}/ready", responses=missing)
-    async def model_ready(name: str) -> dict[str, Any]:
+    async def model_ready(name: str, http: Request) -> dict[str, Any]:
         """Say whether the model is loaded and warm."""
-        check(name)
+        check(name, http)
         return {"name": name, "ready": bool(engine.predictor)}
 
     body = {"required": True, "content": {"application/json": {"schema": InferRequest.model_json_schema()}}}
 
+    @routes.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
     @routes.post(
         "/models/{name}/infer", response_model=InferResponse, responses=missing, openapi_extra={"requestBody": body}
     )
     async def infer(name: str, http: Request) -> Response:
         """Classify the texts of a BYTES tensor."""
-        check(name)
+        check(name, http)
         request, texts = parse(await http.body(), http.headers.get(HEADER_LENGTH))
         scores = await engine.score(texts, field="inputs.0.data")
         p_positive = scores.p_positive.astype(np.float32)

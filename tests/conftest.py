@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from job_runs import free_port
 from recovery import Recoveries
 
 from sentiment.settings import RaySettings
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C end what tests start: a shell that runs us in the background (`make test &`) has us ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

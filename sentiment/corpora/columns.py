@@ -36,6 +36,7 @@ MAX_COLUMNS = 500
 _EXACT_IN_FLOAT = 1 << 53
 _BIGINT = "bigint"
 _NULL = ("null", pa.null())
+_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _KINDS = {"bool": pa.bool_(), "int": pa.int64(), _BIGINT: pa.int64(), "float": pa.float64(), "string": pa.string()}
 
 
@@ -126,14 +127,31 @@ def head_of_schema(schema: pa.Schema) -> Head:
     """Describe a Parquet file's columns; text-like types all become string."""
     head = Head()
     for item in schema:
-        type_ = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
-        if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        type_ = _without_views(item.type.value_type if pa.types.is_dictionary(item.type) else item.type)
+        if pa.types.is_large_string(type_):
             type_ = pa.string()
         if pa.types.is_string(type_):
             head.strings.add(item.name)
             type_ = "string"
         head.columns[item.name] = type_
     return head
+
+
+def _without_views(type_: pa.DataType) -> pa.DataType:
+    """The same values in Arrow's older layouts: much of Arrow, `take` for one, doesn't know those of views yet."""
+    types = pa.types
+    if type_ in _VIEWS:
+        return _VIEWS[type_]
+    if types.is_struct(type_):
+        return pa.struct([item.with_type(_without_views(item.type)) for item in type_])
+    if types.is_map(type_):
+        return pa.map_(_without_views(type_.key_type), _without_views(type_.item_type))
+    is_large = types.is_large_list(type_) or types.is_large_list_view(type_)
+    if is_large or types.is_list(type_) or types.is_list_view(type_) or types.is_fixed_size_list(type_):
+        item = type_.value_field.with_type(_without_views(type_.value_type))
+        size = type_.list_size if types.is_fixed_size_list(type_) else -1
+        return pa.large_list(item) if is_large else pa.list_(item, size)
+    return type_
 
 
 def unify(heads: Iterable[Head], reserved: Collection[str]) -> tuple[pa.Schema, tuple[tuple[str, str], ...]]:

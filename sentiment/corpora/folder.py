@@ -104,8 +104,8 @@ class Folder:
         """
         scheme = self.uri.partition("://")[0] if is_uri(self.uri) else ""
         for path in paths:
-            its, _, inner = path.partition("://") if is_uri(path) else ("", "", str(Path(path).absolute()))
-            if its == scheme and f"/{inner.lstrip('/')}".startswith(f"/{self.base.strip('/')}/"):
+            its, _, inner = path.partition("://") if is_uri(path) else ("", "", os.path.realpath(path))
+            if its == scheme and f"/{inner.lstrip('/')}".startswith(f"/{self.real.strip('/')}/"):
                 raise ConfigError(f"the input {path} lies in --output {self.uri}; name another --output or --input")
 
     def check(self, *, overwrite: bool, inputs: Iterable[str] = ()) -> None:
@@ -125,7 +125,7 @@ class Folder:
             there = self.fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
         except OSError as error:
             raise DataError(f"can't write to {self.uri}: {error}") from error
-        # A lock in there is the caller's own, or of a run that was killed.
+        # Of the caller's own lock, or of a run that was killed before it had written anything.
         found = [info for info in there if info.base_name != RUN]
         if found and not overwrite:
             raise ConfigError(f"{self.uri} isn't empty: replace what it holds with --overwrite, or name another")

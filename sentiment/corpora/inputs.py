@@ -11,7 +11,7 @@ import fnmatch
 import os
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,11 +123,9 @@ def list_inputs(inputs: Sequence[str]) -> tuple[list[Found], list[str]]:
 
 def _list_one(given: str, skipped: list[str]) -> Iterator[Found]:
     """Yield the files of one input; the strays go to `skipped`."""
-    if is_uri(given):
-        # `?` starts a URI's query, so only `*` and `[` are wildcards there.
-        root, wild = given, re.search(r"[*\[]", given)
-    else:
-        root, wild = "", re.search(r"[*?\[]", given)
+    # `?` starts a URI's options, so only `*` and `[` before them are wildcards there.
+    root, wildcards = (given, r"[*\[]") if is_uri(given) else ("", r"[*?\[]")
+    wild = re.search(wildcards, split_query(given)[0])
     info = None
     if not (root and wild):
         fs, inner = _at(given, root)
@@ -169,12 +167,16 @@ def _info(fs: pafs.FileSystem, inner: str, given: str) -> pafs.FileInfo:
         raise DataError(f"{given}: can't be looked up: {brief(error)}") from error
 
 
-def _children(fs: pafs.FileSystem, inner: str, given: str, recursive: bool) -> list[pafs.FileInfo]:
-    """List a folder; a link that leads nowhere is there as NotFound."""
+def _children(
+    fs: pafs.FileSystem, inner: str, given: str, recursive: bool, base: str | None = None
+) -> list[pafs.FileInfo]:
+    """List a folder, reached from `base`; a link that leads nowhere is there as NotFound."""
     try:
         if isinstance(fs, pafs.LocalFileSystem):
-            there = dict(_paths_in(inner, recursive))
+            there = dict(_paths_in(inner, recursive, _above(inner, base or inner)))
             infos = fs.get_file_info([path for path, is_lost in there.items() if not is_lost])
+            # What has gone since was being renamed, or removed.
+            infos = [info for info in infos if info.type != pafs.FileType.NotFound]
             infos += [pafs.FileInfo(path, pafs.FileType.NotFound) for path, is_lost in there.items() if is_lost]
         else:
             infos = fs.get_file_info(pafs.FileSelector(inner, recursive=recursive, allow_not_found=True))
@@ -185,18 +187,28 @@ def _children(fs: pafs.FileSystem, inner: str, given: str, recursive: bool) -> l
         raise DataError(f"{given}: can't be listed: {brief(error)}") from error
 
 
-def _paths_in(folder: str, recursive: bool, above: Collection[str] = ()) -> Iterator[tuple[str, bool]]:
+def _paths_in(folder: str, recursive: bool, above: Iterable[str]) -> Iterator[tuple[str, bool]]:
     """Yield what is in a folder of the disk, and whether it is a link that leads nowhere, which Arrow leaves out.
 
-    It goes through links to folders, but not round in circles, which Arrow does some forty times.
+    It goes through links to folders, but not round in circles, which Arrow does some forty times: a link to a folder
+    that it came through is left out.
     """
     here = {*above, os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.is_symlink() and os.path.realpath(entry.path) in here:
+                continue
             is_lost = entry.is_symlink() and not Path(entry.path).exists()
             yield entry.path, is_lost
-            if recursive and not is_lost and entry.is_dir() and os.path.realpath(entry.path) not in here:
+            if recursive and not is_lost and entry.is_dir():
                 yield from _paths_in(entry.path, recursive, here)
+
+
+def _above(folder: str, base: str) -> Iterator[str]:
+    """Where the folders really are that lead from `base` to a folder below it."""
+    while len(folder) > len(base):
+        folder = posixpath.dirname(folder)
+        yield os.path.realpath(folder)
 
 
 def _make(info: pafs.FileInfo, path: str, root: str, kind: tuple[str, str | None]) -> Found:
@@ -215,9 +227,11 @@ def _entry(info: pafs.FileInfo, path: str, root: str, skipped: list[str]) -> Ite
         yield _make(info, path, root, kind)
 
 
-def _walk(fs: pafs.FileSystem, base: str, given: str, root: str, skipped: list[str]) -> Iterator[Found]:
+def _walk(
+    fs: pafs.FileSystem, base: str, given: str, root: str, skipped: list[str], came_from: str | None = None
+) -> Iterator[Found]:
     """Yield the files below a folder, sorted; hidden and unknown ones go to `skipped`."""
-    for info in _children(fs, base, given, recursive=True):
+    for info in _children(fs, base, given, recursive=True, base=came_from):
         if info.type == pafs.FileType.Directory:
             continue
         relative = info.path[len(base) :].lstrip("/")
@@ -230,8 +244,9 @@ def _walk(fs: pafs.FileSystem, base: str, given: str, root: str, skipped: list[s
 
 def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[Found]:
     """Yield what a pattern matches, one path component at a time, so `/data/*.csv` never walks the whole disk."""
-    cut = given.rfind("/", 0, wild_at) + 1
-    base, parts = given[:cut] or ".", [part for part in given[cut:].split("/") if part]
+    whole, options = split_query(given)
+    cut = whole.rfind("/", 0, wild_at) + 1
+    base, parts = (whole[:cut] or ".") + options, [part for part in whole[cut:].split("/") if part]
     fs, base_inner = _at(base, base if root else "")
     level = [_info(fs, base_inner, given)]
     lost: dict[str, pafs.FileInfo] = {}
@@ -239,16 +254,16 @@ def _glob(given: str, root: str, wild_at: int, skipped: list[str]) -> Iterator[F
         folders = [info for info in level if info.type == pafs.FileType.Directory]
         level = list(folders) if part == "**" else []
         for folder in folders:
-            infos = _children(fs, folder.path, given, recursive=part == "**")
+            infos = _children(fs, folder.path, given, recursive=part == "**", base=base_inner)
             level += [info for info in infos if _matches_below(info.path, folder.path, part)]
         # A link that leads nowhere may have led to a folder that the pattern goes on in.
         lost |= {info.path: info for info in level if info.type == pafs.FileType.NotFound and not classify(info.path)}
     for info in (lost | {info.path: info for info in level}).values():
-        path = join(given[:cut], info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
+        path = join(base, info.path[len(base_inner) :].lstrip("/")) if cut else info.path[len(base_inner) + 1 :]
         if info.type != pafs.FileType.Directory:
             yield from _entry(info, path, base if root else "", skipped)
         elif parts[-1] != "**":
-            yield from _walk(fs, info.path, path, base if root else "", skipped)
+            yield from _walk(fs, info.path, path, base if root else "", skipped, came_from=base_inner)
 
 
 def _matches_below(path: str, folder: str, pattern: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,10 @@ from sentiment.corpora.streams import UnreadableError, open_random_access, refus
 from sentiment.corpora.tables import Rows, column_array, finish, judge_rows, unreadable
 from sentiment.errors import DataError, brief
 from sentiment.schema import RAW_LIMIT
+
+# Of a value in memory, by Parquet's physical types; a string is an offset and, if it isn't null, say a word or two.
+_BYTES = {"BOOLEAN": 1 / 8, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
+_OFFSET_BYTES, _STRING_BYTES = 4, 12
 
 
 def parquet_pieces(source: SourceFile, plan: ReadPlan, rows_per_piece: int) -> Iterator[Piece]:
@@ -46,7 +51,7 @@ def parquet_pieces(source: SourceFile, plan: ReadPlan, rows_per_piece: int) -> I
             return
         first_row, all_rows = 0, max(1, file.metadata.num_rows)
         for number, count in enumerate(counts):
-            size = file.metadata.row_group(number).total_byte_size
+            size = _size_in_memory(file.metadata.row_group(number))
             if not count:
                 continue
             rows = max(1, min(rows_per_piece, BYTES_PER_PIECE * count // max(1, size)))
@@ -65,6 +70,19 @@ def _rows_of_groups(file: pq.ParquetFile) -> list[int]:
     if sum(counts) != file.metadata.num_rows or min(counts, default=0) < 0:
         raise DataError("its footer contradicts itself: the rows of its groups aren't those of the file")
     return counts
+
+
+def _size_in_memory(group: pq.RowGroupMetaData) -> int:
+    """Bytes of a row group, about; the file may hold a value that comes many times over only once."""
+    plain = 0.0
+    for column in map(group.column, range(group.num_columns)):
+        known = column.statistics
+        nulls = known.null_count if known is not None and known.has_null_count else 0
+        fixed = _BYTES.get(column.physical_type)
+        plain += column.num_values * (_OFFSET_BYTES if fixed is None else fixed)
+        if fixed is None:
+            plain += (column.num_values - nulls) * _STRING_BYTES
+    return max(group.total_byte_size, math.ceil(plain))
 
 
 class _RowGroup:

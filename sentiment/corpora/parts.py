@@ -196,7 +196,7 @@ class PartWriter:
         if len(longest) > _LONGEST_NAME:
             raise ConfigError(
                 f"--partition-by {' '.join(self._partition_by)}: a value becomes a folder's name of {len(longest)} "
-                f"characters, at most {_LONGEST_NAME} are possible; choose columns with short values"
+                f"characters, at most {_LONGEST_NAME} are accepted; choose columns with short values"
             )
         rows = table.drop_columns(self._partition_by)
         return [

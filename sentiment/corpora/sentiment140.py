@@ -30,11 +30,12 @@ def recognise(rows: Sequence[Sequence[str] | None]) -> str | None:
         "header", "bare", or None for another csv. One broken row in four is forgiven.
     """
     first = rows[0] if rows else None
+    # Any other number of fields: the rest of a record that the file begins in the middle of.
     if first is not None and len(first) == len(_HEADER):
         named = [name.strip().lower() in names for name, names in zip(first, _HEADER, strict=True)]
         if all(named):
             return "header"
-    if first and not first[0].strip().lstrip("-").isdigit():
-        return None  # A header, whatever the rows below it begin with.
+        if not first[0].strip().lstrip("-").isdigit():
+            return None  # A header of its own, whatever the rows below it begin with.
     fitting = sum(row is not None and len(row) == len(COLUMNS) and row[0] in POLARITIES for row in rows)
     return "bare" if fitting and fitting >= 0.75 * len(rows) else None

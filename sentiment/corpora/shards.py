@@ -19,7 +19,7 @@ from sentiment.corpora.planning import ReadPlan, SourceFile
 
 # Raised whenever a change here, in pieces or in a reader moves the place where a shard begins: a run that was begun
 # before can't go on then.
-LAYOUT = 2
+LAYOUT = 3
 # Small files share a group up to so many stored bytes, and so many files: each is a request to a remote store.
 _GROUP_BYTES, _GROUP_FILES = 8 << 20, 1000
 # Memory of a shard, about; a shard of long texts has fewer rows than were asked for.

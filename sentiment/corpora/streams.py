@@ -48,10 +48,12 @@ def refuse_unreachable(error: BaseException, path: str) -> None:
         UnreachableError: It can't be reached.
     """
     # Some say nothing but their name, such as fsspec's FSTimeoutError.
-    is_down = isinstance(error, (TimeoutError, ConnectionError, MemoryError, pa.ArrowMemoryError))
+    is_down = isinstance(error, (TimeoutError, ConnectionError, FileNotFoundError, MemoryError, pa.ArrowMemoryError))
     has_errno = isinstance(error, OSError) and error.errno is not None
     if is_down or has_errno or _STORE.search(f"{type(error).__name__}: {error}"):
-        raise UnreachableError(f"{path} can't be read now: {brief(error)}") from error
+        # Some say that a file isn't there whatever the store has answered.
+        why = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+        raise UnreachableError(f"{path} can't be read now: {brief(why)}") from error
 
 
 def _filesystem(root: str) -> pafs.FileSystem:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from sentiment.errors import DataError
+from sentiment.errors import DataError, brief
 from sentiment.vectors.space import PretrainedVectors
 
 # Below this a file is read within seconds, and a progress bar is only noise.
@@ -98,7 +98,7 @@ def _load_file(source: str, path: Path) -> PretrainedVectors:
             with tempfile.TemporaryDirectory() as cache, _tamed(quiet=path.stat().st_size < _SMALL_FILE_BYTES):
                 return _checked(path.name, Vectors(str(path), cache=cache))
     except (OSError, *_UNREADABLE) as error:
-        fault = _fault_in_numbers(path) or f"can't be read ({_brief(error)})"
+        fault = _fault_in_numbers(path) or f"can't be read ({brief(error)})"
         raise DataError(f"vectors {source}: {fault}; {_FORMAT}") from error
     raise DataError(f"vectors {source}: {fault}; {_FORMAT}")
 
@@ -126,14 +126,14 @@ def _load_named(name: str, cache: Path) -> PretrainedVectors:
             _move_finished(Path(folder), cache)
             return vectors
     except (OSError, HTTPException) as error:
-        raise DataError(f"vectors {name!r} can't be fetched into {cache} ({_brief(error)}); {_OTHERWISE}") from error
+        raise DataError(f"vectors {name!r} can't be fetched into {cache} ({brief(error)}); {_OTHERWISE}") from error
     except _UNREADABLE as error:
         raise _damaged(name, text if text.is_file() else None, error) from error
 
 
 def _damaged(name: str, path: Path | None, error: Exception) -> DataError:
     where, fix = ("the download", "try again") if path is None else (path, "delete that file and try again")
-    return DataError(f"vectors {name!r}: {where} is damaged ({_brief(error)}); {fix}, or {_OTHERWISE}")
+    return DataError(f"vectors {name!r}: {where} is damaged ({brief(error)}); {fix}, or {_OTHERWISE}")
 
 
 def _file_name(name: str) -> str:
@@ -233,9 +233,3 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             yield number, line.rstrip()
-
-
-def _brief(error: BaseException) -> str:
-    """One short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else text[:119] + "…"

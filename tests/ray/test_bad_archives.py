@@ -4,14 +4,9 @@ says in one line why it can't go on; it never crashes, hangs or loses anything i
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job_runs import REPOSITORY, Trained, environment, finished, only_line, read_rows, refusal, run_job
+from job_runs import Trained, finished, read_rows, refusal, run_job
 
 from jobs import score
 
@@ -251,50 +246,3 @@ def test_damage_that_shows_late(trained: Trained, tmp_path: Path, name: str) -> 
 def test_output_that_cannot_be_made(trained: Trained, tmp_path: Path) -> None:
     flags = flags_of(trained, write(tmp_path / "in", {"a.jsonl": lines(GOOD)}), Path("/dev/null/out"))
     assert "/dev/null/out" in refusal(score.JOB, *flags)
-
-
-# A disk that fills up and is then made larger, and one that is too small for anything; $0 is where, the rest the job.
-FILLS_UP = """
-run() {  # again where Ray itself doesn't come up within its 30 s, as on a busy machine
-  name=$1; shift; while "$@" >$name.out 2>$name.err; code=$?; grep -q "timed out during startup" $name.err; do :; done
-  echo $code; cp -r $0 $name
-}
-mount -t tmpfs -o size=200k tmpfs $0; run first "$@"; mount -o remount,size=64m $0; run second "$@"
-"""
-IS_FULL = 'mount -t tmpfs -o size=4k tmpfs $0; "$@" >first.out 2>first.err; echo $?'
-
-
-def on_a_small_disk(script: str, folder: Path, address: str | None, *flags: object) -> list[str]:
-    """Run a script in `folder`, in a mount namespace of its own; gives the exit codes that it prints."""
-    if subprocess.run("unshare -m mount -t tmpfs tmpfs /tmp", shell=True, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk takes `unshare -m` and `mount`, which aren't permitted here")
-    (folder / "disk").mkdir()
-    job = ["sh", "-c", script, folder / "disk", sys.executable, REPOSITORY / "jobs" / "score.py", *map(str, flags)]
-    how: dict[str, Any] = {"cwd": folder, "env": environment(address), "start_new_session": True}
-    with subprocess.Popen(["unshare", "-m", *job], stdout=subprocess.PIPE, text=True, **how) as process:
-        try:
-            return process.communicate(timeout=240)[0].split()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.mark.chaos
-def test_disk_that_fills_up(trained: Trained, tmp_path: Path) -> None:
-    rows = [{"text": f"{MARKER} {n * 7919 % 100_003}", "pad": os.urandom(40).hex()} for n in range(4000)]
-    inputs = write(tmp_path / "in", {"a.jsonl": lines(*rows)})
-    flags = (*flags_of(trained, inputs, tmp_path / "disk" / "out"), "--rows-per-file", 200, "--num-cpus", 1)
-    codes = on_a_small_disk(FILLS_UP, tmp_path, None, *flags)
-    assert codes == ["2", "0"], "".join(file.read_text() for file in tmp_path.glob("*.err"))
-    message = only_line((tmp_path / "first.err").read_text())
-    assert all(said in message for said in ("can't write the output", "No space left on device", "same command goes"))
-    before, after = (rows_of(tmp_path / run / "out", "scored") for run in ("first", "second"))
-    assert 400 <= len(before) < 4000, "readable, each of them"
-    assert sorted(row for _, row in after) == list(range(4000))
-    assert not list((tmp_path / "second" / "out" / "scored").glob(".*")), "left over"
-
-
-def test_disk_that_is_full_already(ray_cluster: str, trained: Trained, tmp_path: Path) -> None:
-    flags = flags_of(trained, write(tmp_path / "in", {"a.jsonl": lines(GOOD)}), tmp_path / "disk" / "out")
-    assert on_a_small_disk(IS_FULL, tmp_path, ray_cluster, *flags) == ["2"], (tmp_path / "first.err").read_text()
-    assert "No space left on device" in only_line((tmp_path / "first.err").read_text())

@@ -18,7 +18,9 @@ from recovery import Recoveries
 from safetensors.torch import load_file
 
 from jobs import train_lstm
+from jobs.lock import Lock
 from sentiment.bundle import Bundle
+from sentiment.corpora.folder import Folder
 from sentiment.models import build_model, count_parameters
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -240,6 +242,14 @@ def test_resume_with_other_settings_is_refused(
     message = refusal(train_lstm.JOB, *flags_of(prepared, trained.output), *flags, "--resume")
     assert differing in message
     assert Bundle.open(trained.bundle).model_id == trained.result["model_id"]
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_it(prepared: Prepared, trained: Trained) -> None:
+    with Lock(Folder(str(trained.output))):
+        message = refusal(train_lstm.JOB, *flags_of(prepared, trained.output), "--overwrite")
+    assert "another run is at" in message
+    assert Bundle.open(trained.bundle).model_id == trained.result["model_id"]
+    assert not (trained.output / "_run").exists()
 
 
 def test_full_output_folder_is_refused(prepared: Prepared, trained: Trained) -> None:

@@ -128,6 +128,18 @@ def test_whatever_is_wrong_with_a_new_bundle_the_old_one_stays(
     assert "CUDA out of memory" in caplog.text
 
 
+def test_a_relative_root_is_put_before_the_model_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.parent.parent)
+    settings = ServeSettings(model=bundle.name).rooted(bundle.parent.name)
+
+    async def main() -> None:
+        service = _Service(settings, ())
+        await service.reconfigure({"model": settings.model})  # as `application` has it
+        await service.check_health()
+
+    asyncio.run(main())
+
+
 def test_a_broken_model_is_not_healthy(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that Ray replaces the replica."""
 

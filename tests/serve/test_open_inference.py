@@ -87,6 +87,11 @@ def test_models_are_described(served: Served, predictor: Predictor) -> None:
             "error": "no such model; there is sentiment",
             "error_type": "not_found",
         }
+    there, other = (f"/v2/models/sentiment/versions/{version}" for version in (predictor.model_id, "7"))
+    assert served.client.get(there).json() == served.client.get("/v2/models/sentiment").json()
+    assert served.client.get(f"{there}/ready").json()["ready"] is True
+    answer = served.client.get(other)
+    assert (answer.status_code, answer.json()["error_type"]) == (404, "not_found")
 
 
 def test_half_a_surrogate_pair_is_no_id(served: Served) -> None:

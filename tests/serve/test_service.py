@@ -150,14 +150,16 @@ def test_tritons_client(service: Service, predictor: Predictor, is_binary: bool)
         text = triton.InferInput("text", [3], "BYTES")
         text.set_data_from_numpy(np.array(TEXTS, dtype=object), binary_data=is_binary)
         outputs = [triton.InferRequestedOutput(name, binary_data=is_binary) for name in ("label", "p_positive")]
-        for asked in (outputs, None):
-            result = client.infer("sentiment", [text], outputs=asked, request_id="7")
+        for asked, version in ((outputs, ""), (None, predictor.model_id)):
+            result = client.infer("sentiment", [text], model_version=version, outputs=asked, request_id="7")
             expected = predictor.predict(TEXTS)
             labels = [label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label")]
             assert labels == [one.label for one in expected]
             assert result.as_numpy("p_positive") == pytest.approx([one.p_positive for one in expected], abs=1e-2)
         with pytest.raises(triton.InferenceServerException, match="no such model"):
             client.get_model_metadata("other")
+        with pytest.raises(triton.InferenceServerException, match="no such version"):
+            client.infer("sentiment", [text], model_version="1")
 
 
 def test_request_ids_come_back(service: Service) -> None:

@@ -13,7 +13,7 @@ from sentiment.errors import ConfigError
 from sentiment.recipe import RecurrentRecipe
 from sentiment.recipes import get_recipe
 from sentiment.section import Section
-from sentiment.settings import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, TrainSettings
+from sentiment.settings import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, ServeSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]
 # What a job can't do without; not the configuration file's business.
@@ -193,9 +193,12 @@ def test_variables_that_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None
         "SENTIMENT_PREPARE_SVC_SERVICE_PORT_HTTP": "8000",
         "SENTIMENT_PREPARE_SVC_PORT": "tcp://10.0.0.1:8000",
         "SENTIMENT_PREPARE_SVC_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "SENTIMENT_SERVICE_HOST": "10.0.0.2",
+        "SENTIMENT_SERVE_PORT": "tcp://10.0.0.3:80",
     }.items():
         monkeypatch.setenv(name, value)
     assert load(PrepareSettings, {"input": ["a.csv"], "output": "out"}).input == ["a.csv"]
+    assert load(ServeSettings, {"model": "bundle"}).port == 8000
     monkeypatch.setenv("SENTIMENT_PERPARE_SEED", "4")
     with pytest.raises(
         ConfigError, match=r"unknown setting 'SENTIMENT_PERPARE_SEED' .* did you mean SENTIMENT_PREPARE_S"
@@ -210,6 +213,14 @@ def test_keys_in_a_uri_are_refused_and_not_repeated(flags: dict[str, object]) ->
     with pytest.raises(ConfigError, match=r"^--(in|out)put: keys don't belong in a URI") as refused:
         load(PrepareSettings, {"input": ["a.csv"], "output": "out", **flags})
     assert "SEC" not in str(refused.value).replace("SECRET_ACCESS", "")
+
+
+def test_keys_in_the_root_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every path begins with it."""
+    monkeypatch.setenv("SENTIMENT_STORAGE_ROOT", "s3://KEY:SECRET@bucket/team")
+    with pytest.raises(ConfigError, match=r"^storage\.root: keys don't belong in a URI") as refused:
+        load(PrepareSettings, {"input": ["a.csv"], "output": "out"})
+    assert "KEY:" not in str(refused.value)
 
 
 def test_a_named_file_must_be_there() -> None:

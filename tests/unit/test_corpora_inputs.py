@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from sentiment.corpora import parquet
 from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
 from sentiment.corpora.files import pieces_of, read_file
 from sentiment.corpora.inputs import list_inputs
@@ -220,6 +221,39 @@ def test_parquet_types_pass_and_bad_rows_are_rejected(tmp_path: Path) -> None:
 def test_parquet_text_of_any_string_type(tmp_path: Path, type_: pa.DataType) -> None:
     pq.write_table(pa.table({"text": pa.array(["a", "b", "a"], type_)}), tmp_path / "a.parquet")
     assert table(plan([str(tmp_path)]))[RAW_TEXT].to_pylist() == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        (pa.string_view(), "a"),
+        (pa.binary_view(), b"a"),
+        (pa.list_view(pa.int64()), [1]),
+        (pa.list_(pa.string_view()), ["a"]),
+        (pa.large_list_view(pa.binary_view()), [b"a"]),
+        (pa.list_(pa.string_view(), 2), ["a", "b"]),
+        (pa.struct([("of", pa.binary_view())]), {"of": b"a"}),
+        (pa.map_(pa.string_view(), pa.string()), [("a", "b")]),
+    ],
+    ids=str,
+)
+def test_parquet_views_beside_a_row_that_is_rejected(tmp_path: Path, type_: pa.DataType, value: object) -> None:
+    source = pa.table({"text": ["a", None, "b"], "it": pa.array([value, value, None], type_)})
+    pq.write_table(source, tmp_path / "a.parquet")
+    out = table(plan([str(tmp_path)]))
+    assert out["it"].to_pylist() == [value, None, None]
+    assert out["reason"].to_pylist() == [None, "no text", None]
+
+
+def test_parquet_pieces_are_cut_by_what_they_take_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BYTES_PER_PIECE", 1 << 20)
+    # In the file each column is one value and its count.
+    columns = {f"column {number}": ["twelve bytes"] * 4096 for number in range(60)}
+    pq.write_table(pa.table({"text": ["a"] * 4096, **columns}), tmp_path / "a.parquet")
+    read_plan = plan([str(tmp_path)])
+    sizes = [piece.build().nbytes for piece in pieces_of(read_plan.files, read_plan)]
+    assert max(sizes) < 1.5 * (1 << 20)
+    assert len(sizes) == 4
 
 
 def test_parquet_whose_text_is_not_text(tmp_path: Path) -> None:

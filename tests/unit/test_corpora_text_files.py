@@ -67,6 +67,13 @@ def test_sentiment140_mixes_latin1_and_utf8(tmp_path: Path) -> None:
     assert rows(read_plan)[0]["user"] == "ann"
 
 
+@pytest.mark.parametrize("torn", ['lly tired today"', '06 22:19:45 PDT 2009","NO_QUERY","u","lly tired today"'])
+def test_sentiment140_that_begins_within_a_record(tmp_path: Path, torn: str) -> None:
+    read_plan = plan([write(tmp_path, "s.csv", f"{torn}\n".encode() + S140 * 5)], need_label=True)
+    assert read_plan.files[0].form == "sentiment140"
+    assert texts(read_plan) == [None, *["so sad "] * 5]
+
+
 def test_sentiment140_with_bom_is_strict_utf8(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + S140 + b'"4","2","d","q","u","caf\xe9"\n'
     read_plan = plan([write(tmp_path, "s.csv", content)])

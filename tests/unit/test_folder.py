@@ -174,6 +174,15 @@ def test_overlaps_behind_links_and_dots(tmp_path: Path, monkeypatch: pytest.Monk
             Folder(output).check(overwrite=True, inputs=["in/archive.jsonl.gz"])
 
 
+def test_files_that_lie_in_the_output_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "data").symlink_to("disk")
+    for output, path in (("data", "disk"), ("disk", "data"), ("data", "data")):
+        with pytest.raises(ConfigError, match="lies in --output"):
+            Folder(f"{tmp_path}/{output}/out").check_files([f"{tmp_path}/{path}/out/part.parquet"])
+    Folder(f"{tmp_path}/data/out").check_files([f"{tmp_path}/data/outer/part.parquet"])
+
+
 def test_a_lock_alone_keeps_nobody_out(tmp_path: Path) -> None:
     """Left by a run that was killed; whether another one is at it, the lock itself says."""
     (tmp_path / "_run").mkdir()

@@ -227,7 +227,13 @@ def test_a_cluster_that_is_gone_is_exit_1(error: Exception, said: str, capsys: p
 SUBMISSION = Submission("run-1", "python jobs/score.py", Path(), {})
 
 
-@pytest.mark.parametrize("line", [ConnectionError("Connection reset by peer"), TimeoutError()])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(ConnectionError("Connection reset by peer"), TimeoutError()),
+        RuntimeError("Request failed with status code 504: <html>\n<h1>504 Gateway Time-out</h1>\n</html>"),
+    ],
+)
 def test_a_job_that_was_taken_is_not_lost_with_the_line(monkeypatch: pytest.MonkeyPatch, line: Exception) -> None:
     """Reported as refused, it would be submitted again and run twice."""
     monkeypatch.setattr(job_client, "_PAUSE_S", 0.01)

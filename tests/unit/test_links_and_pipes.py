@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from sentiment.corpora import inputs
 from sentiment.corpora.columns import RAW_TEXT
 from sentiment.corpora.files import pieces_of
 from sentiment.corpora.inputs import LOST_LINK
@@ -145,8 +146,22 @@ def test_a_link_to_the_folder_that_it_is_in(tmp_path: Path) -> None:
     (tmp_path / "in" / "deep" / "a.csv").write_text("text\nhi\n")
     (tmp_path / "in" / "me").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "deep" / "up").symlink_to("..")
-    for given in (tmp_path / "in", tmp_path / "in" / "**"):
+    for pattern in ("", "**", "*", "*/*", "**/*.csv", "*/**"):
+        given = tmp_path / "in" / pattern
         assert [file.path for file in plan([str(given)]).files] == [str(tmp_path / "in" / "deep" / "a.csv")]
+
+
+def test_a_file_that_is_renamed_while_a_folder_is_listed(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen under its old name and gone when it was asked about: no link is lost."""
+    seen = inputs._paths_in
+
+    def with_another(folder: str, recursive: bool, above: Iterable[str]) -> Iterator[tuple[str, bool]]:
+        yield from seen(folder, recursive, above)
+        yield f"{folder}/upload.csv.part", False
+
+    before = plan([str(archive)])
+    monkeypatch.setattr(inputs, "_paths_in", with_another)
+    assert plan([str(archive)]) == before
 
 
 def test_names_that_nobody_has(tmp_path: Path) -> None:

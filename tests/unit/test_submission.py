@@ -109,7 +109,20 @@ def test_a_mistake_is_one_line_and_exit_2(argv: list[str], message: str, capsys:
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("mlflow", ["http://tracking:5000", "/shared/mlflow", "sqlite:////shared/mlflow.db"])
+def test_a_root_is_advised_where_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    bert = ["jobs/train_bert.py", "--data", "/shared/imdb", "--output"]
+    for argv, helps in (
+        ([*bert, "runs/b"], True),
+        ([*bert, "/shared/b", "--mlflow"], False),
+        (["jobs/demo.py"], False),
+    ):
+        assert submit.main(argv) == 2
+        assert ("storage.root" in capsys.readouterr().err) == helps
+
+
+@pytest.mark.parametrize(
+    "mlflow", ["databricks", "http://tracking:5000", "/shared/mlflow", "sqlite:////shared/mlflow.db"]
+)
 def test_where_mlflow_may_be(mlflow: str) -> None:
     plan("jobs/train_bert.py", ["--data", "/shared/imdb", "--output", "/shared/bert", "--mlflow", mlflow])
 

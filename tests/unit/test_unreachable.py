@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,7 +84,9 @@ def test_a_store_that_times_out(name: str) -> None:
         ConnectionResetError(),
         OSError("Azure Error: [ServerBusy] 503 The server is busy."),
         OSError("google::cloud::Status(UNAVAILABLE: try again)"),
-        OSError("Server disconnected"),
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientPayloadError("Response payload is not completed"),
+        FileNotFoundError("bucket/a.jsonl"),
     ],
     ids=repr,
 )
@@ -92,6 +97,56 @@ def test_what_stores_say(error: Exception) -> None:
     SlowStore.error = error
     with pytest.raises(UnreachableError, match=r"a\.jsonl can't be read now"):
         build_all(["slowstore://bucket/a.jsonl"])
+
+
+class Hiccups(ThreadingHTTPServer):
+    """Serves a file until `is_down`."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), HiccupsHandler)
+        self.content, self.is_down = content, False
+
+
+class HiccupsHandler(BaseHTTPRequestHandler):
+    server: Hiccups
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        if self.server.is_down:
+            self.send_error(503)
+            return
+        whole = self.server.content
+        first, _, last = self.headers.get("Range", f"bytes=0-{len(whole) - 1}").removeprefix("bytes=").partition("-")
+        piece = whole[int(first) : int(last) + 1]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(piece)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(piece) - 1}/{len(whole)}")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(piece)
+
+
+@pytest.mark.parametrize("name", contents())
+def test_a_web_server_that_is_down_for_a_while(name: str) -> None:
+    content = contents()[name]
+    with Hiccups(content) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        reads = plan([url])
+        assert sum(piece.build().num_rows for piece in pieces_of(reads.files, reads)) == ROWS
+        server.is_down = True
+        with pytest.raises(UnreachableError, match=r"can't be read now: .*503"):
+            [piece.build() for piece in pieces_of(reads.files, reads)]
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

@@ -14,9 +14,9 @@ from typing import Any
 from scale_words import duration, in_bytes, in_number, in_percent
 
 from jobs.ray_scoring import _SHARDS_UNDER_WAY
-from sentiment.corpora.parts import _THREADS
 from sentiment.corpora.shards import _MOST_ROWS, BYTES_PER_SHARD, default_rows
 from sentiment.settings import ScoreSettings
+from sentiment.stores import STORE_THREADS
 
 SIZES = {"1.6 million": 1.6e6, "1 billion": 1e9, "500 billion": 5e11}
 SLICE_ROWS = int(ScoreSettings.model_fields["batch_rows"].default)
@@ -142,8 +142,8 @@ class Sums:
         return _SHARDS_UNDER_WAY * BYTES_PER_SHARD
 
     def waiting_s(self, step: str) -> float:
-        """Of a file in a store, for a driver that asks in `_THREADS` threads."""
-        return self.requests[step]["all"] * self.assumed.request_s / _THREADS
+        """Of a file in a store, for a driver that asks in `STORE_THREADS` threads."""
+        return self.requests[step]["all"] * self.assumed.request_s / STORE_THREADS
 
     def scoring_limits(self) -> list[Limit]:
         """Parts of scoring, the first to bite first; with the largest shards."""

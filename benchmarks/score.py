@@ -15,7 +15,7 @@ size    the input's rows repeated under fresh ids, --small and --large of them: 
 resume  a run killed with SIGKILL at half its shards and started again, against the work that was left.
 
 Contenders take turns, each in a process of its own, --repeats times; ratios are of medians. Nothing else should run
-meanwhile. A shard has 8,192 rows or more: of few rows the last shards keep one core busy while the others wait. Writes
+meanwhile. A shard has 4,096 rows or more: of few rows the last shards keep one core busy while the others wait. Writes
 scoring.json (raw) and scoring.md into --results; lanes that aren't run keep their figures. Temporary files: in TMPDIR.
 """
 

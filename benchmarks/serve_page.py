@@ -1,4 +1,4 @@
-"""The page of `benchmarks/serve.py`: its raw numbers as tables, what is asked for beside what was found."""
+"""The page of `benchmarks/serve.py`: its raw numbers as tables, targets beside what was found."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def page(results: dict[str, Any]) -> str:
     parts = [
         "# The service, measured\n\nMade with `benchmarks/serve.py`, whose `--help` has the commands; raw numbers in "
         "[serving.json](serving.json). Contenders take turns, each in processes of its own; figures are medians, and "
-        "ratios are of medians. The client runs on the same machine and takes its share of it; everything goes over "
-        "loopback.\n",
+        "ratios are of medians. Targets were set before anything was measured. The client runs on "
+        "the same machine and takes its share of it; everything goes over loopback.\n",
         _part("Requests a second", "requests", results, _requests),
         _part("Latency of a single client", "latency", results, _latency),
         _part("Many texts", "bulk", results, _bulk),
@@ -67,13 +67,13 @@ def _part(title: str, lane: str, results: dict[str, Any], tell: Callable[[dict[s
 
 
 def _requests(run: dict[str, Any]) -> str:
-    asked = {"serve-default": "at least 4", "uvicorn-bare": "at least 0.8"}
+    targets = {"serve-default": "at least 4", "uvicorn-bare": "at least 0.8"}
     rows = [
         [_NAMES[name], f"{one['requests_per_s']:,.0f}", f"{one['p50_ms']:,.1f}", f"{one['p99_ms']:,.1f}"]
-        + ["" if name == OURS else f"{run['ratio'][name]:.2f}", asked.get(name, "")]
+        + ["" if name == OURS else f"{run['ratio'][name]:.2f}", targets.get(name, "")]
         for name, one in run["median"].items()
     ]
-    head = ["", "requests/s", "p50, ms", "p99, ms", "this service ÷ it", "asked"]
+    head = ["", "requests/s", "p50, ms", "p99, ms", "this service ÷ it", "target"]
     return f"""Single texts over {run["connections"]} connections, each of which waits for its answer before it asks
 again (wrk, {run["seconds"]} s after a warm-up).
 
@@ -84,13 +84,13 @@ again (wrk, {run["seconds"]} s after a warm-up).
 
 
 def _latency(run: dict[str, Any]) -> str:
-    asked = {"uvicorn-bare": "at most 3"}
+    targets = {"uvicorn-bare": "at most 3"}
     rows = [
         [_NAMES[name], f"{one['p50_ms']:,.2f}", f"{one['p99_ms']:,.2f}", f"{one['requests_per_s']:,.0f}"]
-        + ["" if name == OURS else f"{run['p50_later_ms'][name]:+.2f}", asked.get(name, "")]
+        + ["" if name == OURS else f"{run['p50_later_ms'][name]:+.2f}", targets.get(name, "")]
         for name, one in run["median"].items()
     ]
-    head = ["", "p50, ms", "p99, ms", "requests/s", "this service's p50 − its, ms", "asked"]
+    head = ["", "p50, ms", "p99, ms", "requests/s", "this service's p50 − its, ms", "target"]
     return f"""Single texts over one connection, one after another (wrk, {run["seconds"]} s after a warm-up); contenders
 as above.
 
@@ -134,7 +134,7 @@ back. *`/predict`*: the same texts, {run["texts_per_request"]} a request, over {
 {run["seconds"]} s after a warm-up). Both through HAProxy to one replica with one torch thread. *Model in process*:
 `Predictor` over the same texts in slices of 512, also with one torch thread, without HTTP or JSON.
 
-{_table(["", "texts/s", "÷ model in process", "asked"], rows)}
+{_table(["", "texts/s", "÷ model in process", "target"], rows)}
 {"".join(f"{line}{chr(10)}" for line in failures)}"""
 
 
@@ -174,7 +174,7 @@ wait, a request that is due is held back and counted, not sent. At most {run["ma
 replica, and a request at most {run["request_timeout_s"]} s. Times are those of accepted requests (2xx), from when they
 were due.
 
-{_table(["", "found", "asked"], found)}
+{_table(["", "found", "target"], found)}
 Turn by turn:
 
 {_table([*head, "highest", "after"], rows)}"""

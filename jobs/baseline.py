@@ -26,7 +26,7 @@ def check_installed() -> None:
     """
     if find_spec("sklearn") is None:
         raise ConfigError(
-            "the baseline needs scikit-learn: pip install 'sentiment-at-scale[baseline]', or --no-baseline"
+            "the baseline needs scikit-learn: pip install -e '.[baseline]' in the checkout, or --no-baseline"
         )
 
 

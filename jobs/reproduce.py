@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the named recipes on their data and set the results beside those of their sources.
 
-  python jobs/prepare.py --input imdb/train.parquet --test-input imdb/test.parquet --output runs/imdb
+  python jobs/prepare.py --input aclImdb --output runs/imdb
   python jobs/prepare.py --input training.1600000.processed.noemoticon.csv --output runs/sentiment140
   python jobs/reproduce.py --vectors glove.6B.50d.txt
   python jobs/reproduce.py --recipes bilstm bigru --seeds 1       # slow ones with one seed: adds to it

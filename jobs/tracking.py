@@ -39,7 +39,7 @@ def check_tracking(settings: TrainSettings) -> None:
         )
     needed = ("mlflow",) if scheme in _SERVERS else ("mlflow", "sqlalchemy", "alembic")
     if any(find_spec(name) is None for name in needed):
-        raise ConfigError("--mlflow needs MLflow: pip install 'sentiment-at-scale[tracking]'")
+        raise ConfigError("--mlflow needs MLflow: pip install -e '.[tracking]' in the checkout, on all nodes")
     if scheme is None:
         try:
             Path(settings.mlflow).mkdir(parents=True, exist_ok=True)

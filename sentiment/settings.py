@@ -220,7 +220,7 @@ class EvaluateSettings(Section):
 
     model: str = Field(description="bundle that a training job wrote")
     input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
-    output: str = Field(description="folder for evaluation.json and rejected/")
+    output: str = Field(description="folder for evaluation.json, scored/ and rejected/")
     text_column: str | None = Field(None, description="column with the text; found by name if not given")
     label_column: str | None = Field(None, description="column with the label; found by name if not given")
     encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")

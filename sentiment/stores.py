@@ -24,6 +24,8 @@ from sentiment.errors import DataError, brief
 from sentiment.uris import is_uri, split_query
 
 _COPIED_BYTES = 8 << 20
+# Requests to a store at a time: they wait on the network, not on the CPU. Arrow's client of S3 keeps 25 connections.
+STORE_THREADS = 24
 # Schemes that Arrow itself knows, and unquotes.
 _ARROWS = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "local")
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from sentiment.corpora.folder import Folder
 from sentiment.errors import ConfigError, DataError
 from sentiment.schema import LABELS
+from sentiment.stores import STORE_THREADS
 from sentiment.uris import is_uri
 
 REPORTS = "_run/done"
@@ -36,8 +37,6 @@ _LONGEST_NAME = 255
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _HALF_WRITTEN = re.compile(r"\.part-.*\.tmp")
 _PART = re.compile(r"part-\d{6,}-\d{6,}-[0-9a-f]+\.parquet")
-# Reading small files of a remote store waits on the network; Arrow's client of S3 keeps 25 connections.
-_THREADS = 24
 
 
 class Part(NamedTuple):
@@ -235,7 +234,7 @@ def read_reports(folder: Folder, tag: str) -> list[ShardReport]:
                 f"{path} can't be read ({type(error).__name__}); remove it, its rows are scored again"
             ) from (error)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
         return list(pool.map(read, names))
 
 
@@ -281,7 +280,7 @@ def check_parts(folder: Folder, subfolders: Iterable[str], expected: Mapping[str
             return f"{path} can't be read ({type(error).__name__})"
         return None if rows == expected[path].rows else f"{path} has {rows:,} rows, not {expected[path].rows:,}"
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
         problems = [problem for problem in pool.map(wrong, expected) if problem]
     if problems:
         raise DataError(

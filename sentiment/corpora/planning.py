@@ -19,10 +19,9 @@ from sentiment.corpora.inputs import Found, list_inputs
 from sentiment.corpora.sniffing import Sniffed, sniff
 from sentiment.errors import DataError
 from sentiment.schema import LINE, RAW, REASON, SOURCE_FILE, SOURCE_ROW
+from sentiment.stores import STORE_THREADS
 
 ENCODINGS = ("auto", "utf-8", "latin-1")
-# Planning many remote files waits on the network, not on the CPU.
-_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def plan(
     if encoding not in ENCODINGS:
         raise DataError(f"encoding {encoding!r} isn't known; accepted: {', '.join(ENCODINGS)}")
     found, skipped = list_inputs(inputs)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
         sniffed = list(pool.map(lambda item: sniff(item, encoding), found))
     files, heads = [], []
     for item, seen in zip(found, sniffed, strict=True):

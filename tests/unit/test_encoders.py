@@ -284,7 +284,7 @@ def test_minilm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", absent)
-    with pytest.raises(ConfigError, match=r"pip install 'sentiment-at-scale\[minilm\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[minilm\]'"):
         find_encoder("minilm")
 
 
@@ -422,7 +422,7 @@ def test_the_hub(hub: Hub, saved: Path, tmp_path: Path) -> None:
     assert "only to those who asked for access" in gated
     for message in (absent, wrong, gated):
         assert message.startswith("ConfigError: encoder 'us/")
-        for way_out in ("--encoder path/to/folder", "sentiment-at-scale[minilm]", "HF_ENDPOINT", "HF_TOKEN", "HF_HOME"):
+        for way_out in ("--encoder path/to/folder", "-e '.[minilm]'", "HF_ENDPOINT", "HF_TOKEN", "HF_HOME"):
             assert way_out in message
 
     # Nothing is fetched twice, and what was fetched needs no hub.

@@ -265,9 +265,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in SECTIONS:
                 raise unknown("section", name, SECTIONS, "the command line")
             _show(name, in_force(SECTIONS[name], args.config, args.profile))
+        sys.stdout.flush()
     except ConfigError as error:
         print(f"config: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; what Python itself still writes goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

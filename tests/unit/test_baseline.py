@@ -87,5 +87,5 @@ def test_figures(figures: dict[str, Any]) -> None:
 def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     check_installed()
     monkeypatch.setattr(baseline, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'sentiment-at-scale\[baseline\]', or --no-baseline"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[baseline\]' in the checkout, or --no-baseline"):
         check_installed()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,6 @@ RECIPE_FIELDS = tuple(RecurrentRecipe.model_fields)
 @pytest.fixture(autouse=True)
 def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the checkout's ray_config.yaml nor the developer's variables take part."""
-    import os
-
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith("SENTIMENT_"):
@@ -221,6 +222,16 @@ def test_keys_in_the_root_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match=r"^storage\.root: keys don't belong in a URI") as refused:
         load(PrepareSettings, {"input": ["a.csv"], "output": "out"})
     assert "KEY:" not in str(refused.value)
+
+
+def test_a_closed_pipe_ends_the_listing_quietly() -> None:
+    """`… | head`"""
+    read, write = os.pipe()
+    os.close(read)
+    listing = [sys.executable, "-m", "sentiment.config"]
+    done = subprocess.run(listing, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_named_file_must_be_there() -> None:

@@ -228,12 +228,12 @@ def test_without_the_flag_nothing_is_done(training: Training) -> None:
 def test_missing_packages_are_named_with_the_command(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"mlflow"}
     monkeypatch.setattr(tracking, "find_spec", lambda name: name if name in there else None)
-    with pytest.raises(ConfigError, match=r"pip install 'sentiment-at-scale\[tracking\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tracking\]'"):
         check_tracking(training.settings)
     server = training.settings.model_copy(update={"mlflow": "http://tracking:5000"})
     check_tracking(server)
     there.clear()
-    with pytest.raises(ConfigError, match=r"pip install 'sentiment-at-scale\[tracking\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tracking\]'"):
         check_tracking(server)
 
 

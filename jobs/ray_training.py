@@ -99,20 +99,21 @@ def train(
             with tracked(settings, recipe, output):
                 return _report(json.loads(output.read(METRICS)), output)
     with ExitStack() as tracking:
-        with ray_session(ray_settings), Lock(output) as lock:
+        with ray_session(ray_settings):
             least, gpus = settings.workers[0], 1 if settings.use_gpu else 0
             wait_for_room(ray_settings, least, "training workers", cpus=settings.cpus_per_worker, gpus=gpus)
             require(least, "training workers", cpus=settings.cpus_per_worker, gpus=gpus)
             run = plan.complete()
-            _claim_output(output, settings, run.identity)
-            lock.renew()  # It was removed with all else.
-            # It ends after the last record is written.
-            tracking.enter_context(tracked(settings, recipe, output))
-            plan.prepare()
-            meter = TrainingMeter(output.absolute, recipe.name)
-            with Progress("train", "steps", meter=meter.tell) as progress:
-                work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
-                result = _fit(work, settings, output)
+            with Lock(output) as lock:
+                _claim_output(output, settings, run.identity)
+                lock.renew()  # It was removed with all else.
+                # It ends after the last record is written.
+                tracking.enter_context(tracked(settings, recipe, output))
+                plan.prepare()
+                meter = TrainingMeter(output.absolute, recipe.name)
+                with Progress("train", "steps", meter=meter.tell) as progress:
+                    work = Work(run, settings.use_gpu, settings.cpus_per_worker, progress.board)
+                    result = _fit(work, settings, output)
         result["duration_s"] = round(time.monotonic() - started, 1)
         output.write_json(METRICS, result)
         return _report(result, output)

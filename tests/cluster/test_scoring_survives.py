@@ -170,6 +170,7 @@ def test_lost_node(
     )
 
 
+@pytest.mark.chaos
 def test_second_run_is_refused_while_the_first_is_at_it(
     nodes: Cluster, bundle: Path, archive: Path, tmp_path: Path
 ) -> None:

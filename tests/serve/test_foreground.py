@@ -62,6 +62,7 @@ def test_from_start_to_interrupt(bundle: Path, predictor: Predictor, proxy: dict
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_it_can_be_ended_while_it_loads(bundle: Path) -> None:
     with started("--model", bundle, "--port", free_port(), "--num-cpus", 2) as process:
         until_said("loading", process)

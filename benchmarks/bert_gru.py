@@ -1,204 +1,334 @@
 #!/usr/bin/env python
-"""Measure the BERT-GRU: speed against the notebook's way, memory, quality on real data; each lane by itself or all.
+"""Measure the BERT-GRU: speed against the notebook's way, memory, quality on real data, and speed on a GPU.
 
   python benchmarks/bert_gru.py speed --data runs/sentiment140
   python benchmarks/bert_gru.py memory
   python benchmarks/bert_gru.py quality --data runs/sentiment140 --recipes bert-tweets bert-tweets-tuned --seeds 1 2 3
   python benchmarks/bert_gru.py quality --data runs/imdb --recipes bert-reviews --seeds 1
   python benchmarks/bert_gru.py gpu                                  # bert-base's shape on a CUDA GPU
+  python benchmarks/bert_gru.py page                                 # only write the page again
 
-Writes docs/results/bert_gru.json (raw) and docs/results/bert_gru.md; lanes that aren't run keep their figures.
+speed    an epoch of training: the notebook's (every batch encoded anew, rows in random order, padded, float32, torch's
+         GRU over padding and all; its texts tokenized beforehand), our first (tokenize, encode rows of similar length
+         in bf16, keep, train the head) and our later ones (train from what was kept).
+memory   peak of a process that trains on kept features, at two sizes of the corpus.
+quality  test accuracy of jobs/train_bert.py, for each recipe and seed.
+gpu      scoring, encoding and training in bf16 with random weights, as shares of the card's measured matrix rate.
+
+Contenders take turns, --repeats times after one that warms up. --data is a folder of jobs/prepare.py. Writes
+bert_gru.json (raw) and bert_gru.md into --results; lanes that aren't run keep their figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import subprocess
+import shutil
 import sys
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean, median, stdev
 
-import bert_cuda
-import bert_memory
-import bert_speed
+import numpy as np
+import psutil
 import torch
+from torch import Tensor, nn
 
-from jobs.report import machine, machine_line
-from sentiment.bert_recipes import BERT_RECIPES
-from sentiment.encoders import find_encoder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, installed or not.
 
-ROOT = Path(__file__).resolve().parent.parent
-JSON, PAGE = ROOT / "docs/results/bert_gru.json", ROOT / "docs/results/bert_gru.md"
-_PACKAGES = ("torch", "transformers")
+from benchmarks import harness
+from benchmarks.harness import Figures
+from sentiment.batching import Batch, LengthBucketedBatches
+from sentiment.data.prepared import PreparedData
+from sentiment.devices import pick_device, resolve_precision
+from sentiment.models.bert_gru import BertGruClassifier, GruHead
+from sentiment.models.encoders import EncoderSource, find_encoder, load_encoder, read_config
+from sentiment.schema import LABEL, TEXT, TRAIN
+from sentiment.tokenizers import EncoderTokenizer
+from sentiment.training.feature_cache import EncodedRows, FrozenEncoder, write_shard
+from sentiment.training.loop import fit
+from sentiment.training.recipes import BERT_RECIPES, OptimizerConfig
+
+BATCH_SIZE, SHARD_ROWS = 128, 2048
+MEMORY_ROWS, MEMORY_STEPS, MEMORY_WIDTH, MEMORY_TOKENS = (20_000, 160_000), 150, 384, 20
+GPU_ROWS, GPU_TOKENS = 2048, 24
+# Multiply-adds of a token: 12 layers of 4 E² + 2·E·4E, and two layers of a bidirectional GRU; attention adds under 1 %.
+ENCODER_FLOPS = 2 * 12 * 12 * 768**2
+HEAD_FLOPS = 2 * 2 * 3 * 256 * (768 + 256 + 512 + 256)
 
 
-def main() -> None:
-    """Run a lane and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lane", choices=["speed", "memory", "quality", "gpu", "page"], help="page: only write it anew")
-    parser.add_argument("--data", help="folder that jobs/prepare.py wrote")
+class Notebook(nn.Module):
+    """The notebook's model: the encoder inside, frozen by `no_grad`."""
+
+    def __init__(self, source: EncoderSource) -> None:
+        super().__init__()
+        self.bert = load_encoder(source).requires_grad_(False)
+        width = self.bert.config.hidden_size
+        self.rnn = nn.GRU(width, 256, num_layers=2, bidirectional=True, batch_first=True, dropout=0.25)
+        self.out = nn.Linear(512, 1)
+        self.dropout = nn.Dropout(0.25)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Returns a logit for each row."""
+        with torch.no_grad():
+            embedded = self.bert(text)[0]
+        _, hidden = self.rnn(embedded)
+        logits: Tensor = self.out(self.dropout(torch.cat((hidden[-2], hidden[-1]), dim=1)))
+        return logits.squeeze(1)
+
+
+def _train_epoch(rows: EncodedRows, head: nn.Module, max_length: int, steps: int | None = None) -> float:
+    """Train a head on kept features for an epoch or its first steps; gives training rows/s."""
+    device = pick_device()
+    train, validation = (
+        LengthBucketedBatches(rows, batch_size=BATCH_SIZE, pad_id=0, max_length=max_length, shuffle=shuffle)
+        for shuffle in (True, False)
+    )
+    config = OptimizerConfig(epochs=1, learning_rate=1e-3, clip_norm=0.0)
+    precision = resolve_precision("auto", device)
+    if steps is None:
+        final = fit(head, train, validation, config, seed=1, device=device, precision=precision)
+    else:
+        few = _FirstSteps(train, steps)
+        final = fit(head, few, few, config, seed=1, device=device, precision=precision)
+    return float(final.progress.history[0]["rows_per_s"])
+
+
+class _FirstSteps:
+    """The first steps of an epoch: enough to see what memory does, also of a large corpus."""
+
+    def __init__(self, batches: LengthBucketedBatches, steps: int) -> None:
+        self._batches, self._steps = batches, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for _, batch in zip(range(self._steps), self._batches.epoch(epoch, start), strict=False):
+            yield batch
+
+
+def _speed(args: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Figures]]:
+    torch.set_num_threads(args.threads)
+    source, device, max_length = find_encoder(args.encoder), pick_device(), args.max_length
+    table = PreparedData(args.data).texts(TRAIN).slice(0, args.rows or 8192)
+    texts, labels = table[TEXT].to_pylist(), table[LABEL].to_numpy().astype(np.int32)
+    tokenizer = EncoderTokenizer.from_pretrained(source.path)
+    theirs, model = Notebook(source).to(device), BertGruClassifier(read_config(source))
+    model.encoder = load_encoder(source)
+    lower, upper = model.halves(0)
+    encoder = FrozenEncoder(lower.to(device), device, resolve_precision("auto", device))
+    few = tokenizer.encode(texts[: len(texts) // 4], max_length)  # The notebook's way takes long enough with a quarter.
+
+    def notebook() -> float:
+        order = np.random.default_rng(0).permutation(len(few))
+        optimizer = torch.optim.Adam(weight for weight in theirs.parameters() if weight.requires_grad)
+        theirs.train()
+        started = time.perf_counter()
+        for start in range(0, len(order), BATCH_SIZE):
+            rows = order[start : start + BATCH_SIZE]
+            ids_BT = nn.utils.rnn.pad_sequence([torch.tensor(few[row]) for row in rows], True, tokenizer.pad_id)
+            labels_B = torch.tensor(labels[rows], dtype=torch.float32, device=device)
+            optimizer.zero_grad()
+            loss = nn.functional.binary_cross_entropy_with_logits(theirs(ids_BT.to(device)), labels_B)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            loss.item()  # As the notebook's, which adds it up.
+        return len(few) / (time.perf_counter() - started)
+
+    def first_epoch() -> float:
+        started = time.perf_counter()
+        shutil.rmtree(scratch / "features", ignore_errors=True)
+        (scratch / "features").mkdir()
+        for start in range(0, len(texts), SHARD_ROWS):
+            rows = slice(start, start + SHARD_ROWS)
+            ids = tokenizer.encode(texts[rows], max_length)
+            row_ids, path = np.arange(start, start + len(ids)), scratch / "features" / f"{start:09}.safetensors"
+            write_shard(path, row_ids, labels[rows], ids, encoder.rows(ids, tokenizer.pad_id))
+        encoding_s = time.perf_counter() - started
+        return len(texts) / (encoding_s + len(texts) / later_epoch())
+
+    def later_epoch() -> float:
+        return _train_epoch(EncodedRows(scratch / "features"), upper, max_length)
+
+    ways = {"notebook": notebook, "first epoch": first_epoch, "later epoch": later_epoch}
+    measures = {name: lambda way=way: {"rows_per_s": round(way(), 1)} for name, way in ways.items()}
+    turns = harness.take_turns(args.repeats + 1, measures)  # The first turn warms up.
+    rates = {name: [one["rows_per_s"] for one in found[1:]] for name, found in turns.items()}
+    medians = {name: round(median(found), 1) for name, found in rates.items()}
+    ratio = {name: round(rate / medians["notebook"], 2) for name, rate in medians.items()}
+    conditions = {"encoder": source.name, "rows": len(texts), "max_length": max_length, "threads": args.threads}
+    yield "speed", {**conditions, "device": device.type, "rows_per_s": rates, "median": medians, "ratio": ratio}
+
+
+def _memory(_: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Figures]]:
+    runs = []
+    for rows in MEMORY_ROWS:
+        folder, random = scratch / str(rows), np.random.default_rng(0)
+        folder.mkdir()
+        for start in range(0, rows, SHARD_ROWS):
+            row_ids = np.arange(start, min(rows, start + SHARD_ROWS))
+            features_SE = torch.randn(len(row_ids) * MEMORY_TOKENS, MEMORY_WIDTH).bfloat16()
+            labels, ids = random.integers(0, 2, len(row_ids)).astype(np.int32), [[0] * MEMORY_TOKENS] * len(row_ids)
+            write_shard(folder / f"{start:09}.safetensors", row_ids, labels, ids, features_SE)
+        runs.append({"rows": rows, **harness.in_process(train_on_features, folder)})
+    yield "memory", {"steps": MEMORY_STEPS, "width": MEMORY_WIDTH, "runs": runs}
+
+
+def train_on_features(folder: Path) -> Figures:
+    """Train some steps; memory of this process in MB: before, held at most, and of mapped files at most."""
+    torch.manual_seed(0)
+    head = GruHead(MEMORY_WIDTH, 256, 2, True, 0.25, "concat")
+    with harness.MemoryWatch(lambda: [psutil.Process()]) as memory:
+        _train_epoch(EncodedRows(folder), head, 64, MEMORY_STEPS)
+    held_mb = [(sample["rss"] - sample["shared"]) / 1e6 for sample in memory.samples]
+    before_mb, peak_mb = round(held_mb[0]), round(max(held_mb))
+    return {"peak_mb": peak_mb, "before_mb": before_mb, "mapped_files_mb": memory.peak_mb("shared")}
+
+
+def _quality(args: argparse.Namespace, _: Path) -> Iterator[tuple[str, Figures]]:
+    for recipe in args.recipes:
+        for seed in args.seeds:
+            places = ["--output", args.output / f"{recipe}-{seed}", "--features", args.output / "features", "--resume"]
+            flags = ["--data", args.data, "--recipe", recipe, "--seed", seed, "--encoder", args.encoder, *places]
+            figures = harness.job("train_bert", *flags)
+            for place in ("bundle", "curve", "output"):
+                figures.pop(place)
+            yield f"quality {recipe} {seed}", {"seed": seed, **figures}
+
+
+def _gpu(args: argparse.Namespace, _: Path) -> Iterator[tuple[str, Figures]]:
+    from transformers import BertConfig
+
+    if not torch.cuda.is_available():
+        raise SystemExit("the lane gpu needs a CUDA GPU")
+    device = torch.device("cuda")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    model = BertGruClassifier(BertConfig().to_dict())
+    for weight in model.encoder.parameters():
+        nn.init.normal_(weight, std=0.02)
+    model.to(device).eval()
+    lower, upper = model.halves(0)
+    encoder = FrozenEncoder(lower, device, "bf16")
+    ids_BT = torch.randint(1000, 30_000, (GPU_ROWS, GPU_TOKENS), device=device)
+    lengths_B = torch.full((GPU_ROWS,), GPU_TOKENS, device=device)
+    labels_B = torch.randint(0, 2, (GPU_ROWS,), device=device).float()
+    features_BTE = encoder(ids_BT, lengths_B)
+    optimizer = torch.optim.AdamW(upper.parameters(), lr=1e-3, fused=True)
+
+    def score() -> None:
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            model(ids_BT, lengths_B)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            logits_B = upper(features_BTE, lengths_B)
+        torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits_B.float(), labels_B))
+        optimizer.step()
+
+    def seconds(run: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(args.repeats + 1):  # The first warms up.
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(10):
+                run()
+            torch.cuda.synchronize()
+            taken.append((time.perf_counter() - started) / 10)
+        return median(taken[1:])
+
+    square = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    peak = 2 * 8192**3 / seconds(lambda: square @ square)
+    ways: dict[str, tuple[Callable[[], object], int]] = {
+        "scoring": (score, ENCODER_FLOPS + HEAD_FLOPS),
+        "encoding": (lambda: encoder(ids_BT, lengths_B), ENCODER_FLOPS),
+        "training steps of the head on features in GPU memory": (train, 3 * HEAD_FLOPS),
+    }
+    figures = {"matrix rate of the card, bf16, TFLOP/s": peak / 1e12}
+    for name, (way, flops) in ways.items():
+        figures[f"{name}, tweets/s"] = rate = GPU_ROWS / seconds(way)
+        figures[f"{name}, share of the matrix rate, %"] = 100 * rate * GPU_TOKENS * flops / peak
+    yield "gpu", {"gpu_name": torch.cuda.get_device_name(), "rows": GPU_ROWS, "tokens": GPU_TOKENS, "figures": figures}
+
+
+def page(results: Figures) -> str:
+    """Write the page of all lanes."""
+    runs = [run for name, run in results.items() if name.startswith("quality ")]
+    about = "Encoder `minilm` is all-MiniLM-L6-v2: 22.7 million parameters, 6 layers, 384 wide."
+    sections = {
+        "quality": ("Quality", lambda _: _quality_text(runs)),
+        "speed": ("Speed of training", _speed_text),
+        "memory": ("Memory of training", _memory_text),
+        "gpu": ("On a GPU", _gpu_text),
+    }
+    every_run = {**results, "quality": {name: runs[0][name] for name in ("machine", "created")}} if runs else results
+    return harness.page_of("bert_gru", "BERT-GRU, measured", about, every_run, sections)
+
+
+def _quality_text(runs: list[Figures]) -> str:
+    rows = []
+    for name in dict.fromkeys(run["recipe"] for run in runs):
+        mine, recipe = [run for run in runs if run["recipe"] == name], BERT_RECIPES[name]
+        tests = [100 * run["test_accuracy"] for run in mine]
+        settings = [
+            f"{recipe.epochs} epochs",
+            f"batch {recipe.batch_size}",
+            f"{recipe.schedule} {recipe.learning_rate:g}",
+        ]
+        if recipe.unfreeze_layers:
+            settings.append(f"top {recipe.unfreeze_layers} layers at {recipe.encoder_learning_rate:g}")
+        settings += [f"{recipe.max_length} tokens", recipe.truncation]
+        accuracy = f"**{mean(tests):.2f}{f' ± {stdev(tests):.2f}' if len(tests) > 1 else ''} %**"
+        row = [f"`{name}`", accuracy, ", ".join(str(run["seed"]) for run in mine), ", ".join(settings)]
+        row += [f"{mine[0][count]:,}" for count in ("parameters", "trainable_parameters")]
+        rows.append([*row, *(f"{mean(run[kind] for run in mine):,.0f}" for kind in ("rows_per_s", "duration_s"))])
+    head = ["recipe", "test accuracy", "seeds", "settings", "parameters", "of them trained", "training rows/s"]
+    return f"""Test accuracy of the epoch with the lowest validation loss, mean ± standard deviation over seeds. The
+time is the job's from Ray's start to the bundle; seeds after the first find the features that it kept. Training rows/s
+counts training steps, on two workers.
+
+{harness.table([*head, "time, s"], rows)}"""
+
+
+def _speed_text(run: Figures) -> str:
+    rows = [[name, f"{rate:,.1f}", f"{run['ratio'][name]:.1f}"] for name, rate in run["median"].items()]
+    return f"""Rows/s of an epoch on tweets, frozen `{run["encoder"]}`, batch 128; medians of
+{len(run["rows_per_s"]["notebook"])} turns in one process with {run["threads"]} thread(s). *notebook*: every batch
+encoded anew, in random order, padded, float32. *first epoch*: tokenize, encode in bf16 by length, keep, train. *later
+epoch*: train from what was kept.
+
+{harness.table(["", "rows/s", "× notebook"], rows)}"""
+
+
+def _memory_text(run: Figures) -> str:
+    rows = []
+    for one in run["runs"]:
+        figures = (one["rows"], one["peak_mb"], one["peak_mb"] - one["before_mb"], one["mapped_files_mb"])
+        rows.append([f"{figure:,.0f}" for figure in figures])
+    head = ["rows of the corpus", "peak memory, MB", "of it for training", "mapped pages at the peak, MB"]
+    return f"""{run["steps"]} steps of batch 128 over kept features {run["width"]} wide, a process for each corpus.
+Features are memory-mapped: pages that were read are the system's to drop, and count apart.
+
+{harness.table(head, rows)}"""
+
+
+def _gpu_text(run: Figures) -> str:
+    rows = [[name, f"{value:,.1f}"] for name, value in run["figures"].items()]
+    head = ["bert-base's shape, bf16, tweets of 24 tokens", run["gpu_name"]]
+    return harness.table(head, rows)
+
+
+if __name__ == "__main__":
+    lanes: dict[str, harness.Lane] = {"speed": _speed, "memory": _memory, "quality": _quality, "gpu": _gpu}
+    parser = harness.parser_of(__doc__, [*lanes])
+    parser.add_argument("--data", type=harness.absolute, help="folder that jobs/prepare.py wrote (speed, quality)")
     parser.add_argument("--encoder", default="minilm")
-    parser.add_argument("--rows", type=int, default=8192, help="training rows of a speed epoch")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a text (speed)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each contender is measured")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (speed)")
     parser.add_argument("--recipes", nargs="+", default=["bert-tweets"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "runs" / "bench-bert", help="folder for runs and features"
+        "--output", type=harness.absolute, default=harness.ROOT / "runs/bench-bert", help="runs (quality)"
     )
-    args = parser.parse_args()
-    results: dict[str, Any] = json.loads(JSON.read_text()) if JSON.exists() else {}
-    if args.lane != "page":
-        lane = {"speed": _speed, "memory": _memory, "quality": _quality, "gpu": _gpu}[args.lane]
-        when = {"machine": machine(*_PACKAGES), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-        for name, figures in lane(args).items():
-            results[name] = {**when, **figures}
-            JSON.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(_page(results))
-
-
-def _speed(args: argparse.Namespace) -> dict[str, Any]:
-    torch.set_num_threads(args.threads)
-    source, scratch = find_encoder(args.encoder), args.output / "speed"
-    lengths = {"rows": args.rows, "max_length": args.max_length, "rounds": args.rounds}
-    return {"speed": bert_speed.measure(source, args.data, scratch, **lengths)}
-
-
-def _memory(args: argparse.Namespace) -> dict[str, Any]:
-    width, sizes = 384, [20_000, 160_000]
-    runs = []
-    for rows in sizes:
-        folder = args.output / f"memory-{rows}"
-        bert_memory.write_features(folder, rows, width)
-        command = [sys.executable, "benchmarks/bert_memory.py", str(folder), "150", str(width)]
-        runs.append(json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout))
-    return {"memory": {"steps": 150, "width": width, "runs": runs}}
-
-
-def _quality(args: argparse.Namespace) -> dict[str, Any]:
-    runs = {}
-    for recipe in args.recipes:
-        for seed in args.seeds:
-            flags = ["--data", args.data, "--recipe", recipe, "--seed", str(seed), "--encoder", args.encoder]
-            flags += ["--output", str(args.output / f"{recipe}-{seed}"), "--resume"]
-            command = [sys.executable, "jobs/train_bert.py", *flags, "--features", str(args.output / "features")]
-            print("$", shlex.join(command[1:]), file=sys.stderr, flush=True)
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-            figures = json.loads(done.stdout.splitlines()[-1])
-            for place in ("bundle", "curve", "output"):
-                figures.pop(place)
-            runs[f"quality {recipe} {seed}"] = {"seed": seed, **figures}
-    return runs
-
-
-def _gpu(args: argparse.Namespace) -> dict[str, Any]:
-    return {"gpu": bert_cuda.measure(args.rounds)}
-
-
-def _page(results: dict[str, Any]) -> str:
-    parts = [
-        "# BERT-GRU, measured\n\nMade with `benchmarks/bert_gru.py`, whose `--help` has the commands; raw numbers in "
-        "[bert_gru.json](bert_gru.json). Encoder `minilm` is all-MiniLM-L6-v2: 22.7 million parameters, 6 layers, 384 "
-        "wide.\n",
-        _quality_part({name: run for name, run in results.items() if name.startswith("quality ")}),
-        _speed_part(results.get("speed")),
-        _memory_part(results.get("memory")),
-        _gpu_part(results.get("gpu")),
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def _quality_part(runs: dict[str, Any]) -> str:
-    if not runs:
-        return ""
-    rows = []
-    for recipe in dict.fromkeys(run["recipe"] for run in runs.values()):
-        mine = [run for run in runs.values() if run["recipe"] == recipe]
-        tests = [100 * run["test_accuracy"] for run in mine]
-        spread = f" ± {stdev(tests):.2f}" if len(tests) > 1 else ""
-        first = mine[0]
-        rows.append(
-            f"| `{recipe}` | **{mean(tests):.2f}{spread} %** | {', '.join(str(run['seed']) for run in mine)} | "
-            f"{_settings(recipe)} | {first['parameters']:,} | {first['trainable_parameters']:,} | "
-            f"{mean(run['rows_per_s'] for run in mine):,.0f} | {mean(run['duration_s'] for run in mine):,.0f} |"
-        )
-    where = machine_line(next(iter(runs.values()))["machine"])
-    return f"""## Quality
-
-Test accuracy of the epoch with the lowest validation loss, mean ± standard deviation over seeds. The time is the job's
-from Ray's start to the bundle; seeds after the first find the features that it kept. Training rows/s counts training
-steps, on two workers. On {where}.
-
-| recipe | test accuracy | seeds | settings | parameters | of them trained | training rows/s | time, s |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
-"""
-
-
-def _settings(name: str) -> str:
-    recipe = BERT_RECIPES[name]
-    layers = f"top {recipe.unfreeze_layers} layers at {recipe.encoder_learning_rate:g}, " * bool(recipe.unfreeze_layers)
-    return (
-        f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.schedule} {recipe.learning_rate:g}, {layers}"
-        f"{recipe.max_length} tokens, {recipe.truncation}"
-    )
-
-
-def _speed_part(run: dict[str, Any] | None) -> str:
-    if not run:
-        return ""
-    turns = len(run["rows_per_s"]["notebook"])
-    rows = [f"| {name} | {rate:,.1f} | {run['ratio'][name]:.1f} |" for name, rate in run["median"].items()]
-    return f"""## Speed of training
-
-Rows/s of an epoch on tweets, frozen `{run["encoder"]}`, batch 128; medians of {turns} turns in one process with
-{run["threads"]} thread(s). *notebook*: every batch encoded anew, in random order, padded, float32. *first epoch*:
-tokenise, encode in bf16 by length, keep, train. *later epoch*: train from what was kept. On
-{machine_line(run["machine"])}.
-
-| | rows/s | × notebook |
-|---|---|---|
-{chr(10).join(rows)}
-"""
-
-
-def _memory_part(run: dict[str, Any] | None) -> str:
-    if not run:
-        return ""
-    rows = [
-        f"| {one['rows']:,} | {one['peak_mb']:,.0f} | {one['peak_mb'] - one['before_mb']:,.0f} | "
-        f"{one['mapped_files_mb']:,.0f} |"
-        for one in run["runs"]
-    ]
-    return f"""## Memory of training
-
-{run["steps"]} steps of batch 128 over kept features {run["width"]} wide, a process for each corpus. Features are
-memory-mapped: pages that were read are the system's to drop, and count apart. On {machine_line(run["machine"])}.
-
-| rows of the corpus | peak memory, MB | of it for training | mapped pages at the peak, MB |
-|---|---|---|---|
-{chr(10).join(rows)}
-"""
-
-
-def _gpu_part(run: dict[str, Any] | None) -> str:
-    if not run:
-        return "## On a GPU\n\nNot measured yet: `python benchmarks/bert_gru.py gpu`.\n"
-    rows = [f"| {name} | {value:,.1f} |" for name, value in run["figures"].items()]
-    return f"""## On a GPU
-
-bert-base's shape, bf16, tweets of 24 tokens. On {machine_line(run["machine"])}.
-
-| | |
-|---|---|
-{chr(10).join(rows)}
-"""
-
-
-if __name__ == "__main__":
-    main()
+    harness.run(parser, "bert_gru", lanes, page, packages=("torch", "transformers"), needs=())

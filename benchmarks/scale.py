@@ -1,153 +1,155 @@
 #!/usr/bin/env python
-"""Measure what stops scaling first, and work out what 1.6 million, 1 billion and 500 billion tweets take.
+"""Work out what archives of any size take, and which part stops scaling first: the tables of docs/scale.md.
 
-  python benchmarks/scale.py plan                                  # planning many input files
-  python benchmarks/scale.py reports                               # reports and files of many shards, in the driver
-  python benchmarks/scale.py shards --input sentiment140.parquet   # bytes of a row, reading speed
-  python benchmarks/scale.py train --input sentiment140.parquet    # what preparing and training hold of a row
-  python benchmarks/scale.py store                                 # requests to an S3 store
-  python benchmarks/scale.py nodes                                 # Ray's and our work for a shard without a model
-  python benchmarks/scale.py page                                  # only work out the tables anew
+  python benchmarks/scale.py page                                        # write them into docs/scale.md again
+  python benchmarks/scale.py print --tweets 3e9 --core-hour 0.04 --machine-cores 64
 
-Rates of the models come from docs/results/scoring.json, bert_gru.json and main_job.json. Writes scale.json (raw) into
---results and the tables into --page, between their marks; lanes that aren't run keep their figures. Prices, machines
-and latencies are assumptions: `scale_sums.py` has them. Temporary files: in TMPDIR.
+Nothing is measured: rates of the models come from scoring.json, bert_gru.json and main_job.json in --results, what a
+row, a file or a shard takes from scale.json (each of its `limits` says how it follows from the measured figures).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
-import subprocess
+import re
 import sys
-import tempfile
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
-import psutil
-import scale_driver
-import scale_page
-import scale_rows
-import scale_store
-from score_job import members
-from turns import ROOT
+sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, installed or not.
 
-from jobs.report import machine
+from benchmarks.harness import RESULTS, ROOT, Figures, table
 
-_PACKAGES = ("ray", "pyarrow", "numpy")
-_FILES = {"parquet": (1_000, 10_000), "jsonl": (200, 1_000)}
-_SHARDS = (2_000, 20_000)
-_ROWS_PER_SHARD = (4_096, 65_536, 262_144)
-# (nodes, actors of each, input files, shards of each file): more nodes, then more files.
-_CLUSTERS = ((1, 2, 100, 10), (4, 2, 100, 10), (8, 2, 100, 10), (12, 1, 100, 10), (1, 2, 1_000, 1), (1, 2, 4_000, 1))
-_LONGEST_S = 600.0
+BLOCK = re.compile(r"(<!-- (\w+): written by benchmarks/scale\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+# Actors of a cluster that Ray's own benchmarks have tried, with trivial work.
+RAY_ACTORS = 20_000
+# Hours that a run may take; the limits in scale.json reckon with it too.
+NIGHT_H = 8.0
+TRAINING_SIZES = 2
+
+
+class _Tables:
+    """The tables, from the results of all benchmarks.
+
+    Args:
+        results: Name of a JSON file → its content.
+        args: Sizes and assumptions, of the command line.
+    """
+
+    def __init__(self, results: dict[str, Figures], args: argparse.Namespace) -> None:
+        self._results, self._args = results, args
+        scoring = results["scoring"]
+        cores = {lane: scoring[lane]["machine"]["cores"] for lane in ("size", "minilm")}
+        self._row_rates = {
+            "BiLSTM": scoring["size"]["median"]["large"]["rows_per_s"] / cores["size"],
+            "MiniLM BERT-GRU": scoring["minilm"]["median"]["job"] / cores["minilm"],
+        }
+
+    def scoring(self) -> str:
+        rows, a = [], self._args
+        for model, rate in self._row_rates.items():
+            for count in a.tweets:
+                hours = count / rate / 3600
+                cores = hours / NIGHT_H
+                row = [f"{model}, {rate:,.0f} rows/s a core", words(count), _rounded(hours), _rounded(max(1, cores))]
+                rows.append([*row, f"{-(-cores // a.machine_cores):,.0f}", _rounded(hours * a.core_hour)])
+        head = ["model", "tweets", "core-hours", f"cores for {NIGHT_H:g} h", f"machines of {a.machine_cores} cores"]
+        return table([*head, f"price at {a.core_hour:g}"], rows)
+
+    def limits(self) -> str:
+        night_s = NIGHT_H * 3600
+        actors = [
+            {
+                "part": f"actors of one Ray cluster, {model.split()[0]}",
+                "per_row": 1 / rate / night_s / RAY_ACTORS,
+                **{"most": 1.0, "unit": "share", "way": "several clusters; GPUs; more nights"},
+            }
+            for model, rate in self._row_rates.items()
+        ]
+        return self._limits([*self._results["scale"]["limits"]["scoring"], *actors])
+
+    def training_limits(self) -> str:
+        return self._limits(self._results["scale"]["limits"]["training"])
+
+    def _limits(self, limits: Sequence[Figures]) -> str:
+        rows = []
+        for limit in sorted(limits, key=lambda one: one["most"] / one["per_row"]):
+            found = [with_unit(count * limit["per_row"], limit["unit"]) for count in self._args.tweets]
+            rows.append([limit["part"], *found, f"**{words(limit['most'] / limit['per_row'])}**", limit["way"]])
+        return table(["part", *map(words, self._args.tweets), "too much at", "way round"], rows)
+
+    def one_file(self) -> str:
+        read = {form: found["rows_per_s"] for form, found in self._results["scale"]["shards"]["read"].items()}
+        rows = [
+            [form, f"{rate:,}", *(f"{rate / of:,.0f}" for of in self._row_rates.values())]
+            for form, rate in read.items()
+        ]
+        return table(
+            ["form", "rows/s of one reader", *(f"cores that it feeds, {name}" for name in self._row_rates)], rows
+        )
+
+    def training(self) -> str:
+        trained = [run["trained"] for run in self._results["main_job"]["jobs"]["runs"] if "trained" in run][-1]
+        rates = {"`tweets`": (trained["rows_per_s"] / trained["workers"], trained["epochs"])}
+        for recipe, remark in (("bert-tweets", ", features kept"), ("bert-tweets-tuned", "")):
+            lanes = self._results["bert_gru"].items()
+            runs = [run for lane, run in lanes if lane.startswith(f"quality {recipe} ")]
+            rates[f"`{recipe}`{remark}"] = mean(run["rows_per_s"] / run["workers"] for run in runs), runs[0]["epochs"]
+        sizes = self._args.tweets[:TRAINING_SIZES]
+        rows = [
+            [f"{name}, {rate:,.0f} rows/s a core", epochs, *(_rounded(count * epochs / rate / 3600) for count in sizes)]
+            for name, (rate, epochs) in rates.items()
+        ]
+        return table(["recipe", "epochs", *(f"core-hours, {words(count)}" for count in sizes)], rows)
+
+
+def _rounded(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 1000 else f"{float(f'{value:.2g}'):g}"
+
+
+def words(count: float) -> str:
+    """A number, large ones in words."""
+    units = (("trillion", 1e12), ("billion", 1e9), ("million", 1e6))
+    return next((f"{_rounded(count / size)} {name}" for name, size in units if count >= size), _rounded(count))
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A figure as it is read: seconds, bytes, a share of what there is, or a plain number."""
+    match unit:
+        case "s":
+            units = (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0))
+            return next(
+                (f"{_rounded(value / of)} {name}" for name, of in units if value >= 2 * of), f"{_rounded(value)} s"
+            )
+        case "B":
+            sizes = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+            return next((f"{_rounded(value / of)} {name}" for name, of in sizes if value >= of), f"{_rounded(value)} B")
+        case "share":
+            return "under 0.1%" if value < 1e-3 else f"{value:.1%}" if value < 0.1 else f"{value:,.0%}"
+        case _:
+            return words(value)
 
 
 def main() -> None:
-    """Run a lane and write the tables."""
-    args = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that a cluster that runs is ended with us.
-    kept = args.results / "scale.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    if args.lane != "page":
-        head = {"machine": machine(*_PACKAGES), "busy_before": psutil.cpu_percent(interval=2.0)}
-        with tempfile.TemporaryDirectory(prefix="scale-") as scratch:
-            figures = _LANES[args.lane](args, Path(scratch))
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        results[args.lane] = {**head, "created": created, **figures}
-        kept.write_text(json.dumps(results, indent=1) + "\n")
-    rates = {name: json.loads((args.results / f"{name}.json").read_text()) for name in scale_page.SOURCES}
-    scale_page.write(args.page, results, rates)
-
-
-def _parse() -> argparse.Namespace:
+    """Print the tables or write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lane", choices=[*_LANES, "page"])
-    parser.add_argument("--input", type=Path, help="a file of real texts (shards, train)")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the json files")
+    parser.add_argument("lane", choices=["print", "page"])
+    parser.add_argument("--tweets", nargs="+", type=float, default=[1.6e6, 1e9, 5e11], help="sizes")
+    parser.add_argument("--machine-cores", type=int, default=16, help="cores of a machine (16)")
+    parser.add_argument("--core-hour", type=float, default=0.05, help="price of a core for an hour (0.05)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md", help="page with the tables")
     args = parser.parse_args()
-    if args.lane in ("shards", "train") and not args.input:
-        parser.error("--input is needed")
-    return args
+    names = ("scale", "scoring", "bert_gru", "main_job")
+    tables = _Tables({name: json.loads((args.results / f"{name}.json").read_text()) for name in names}, args)
+    if args.lane == "print":
+        print("\n".join((tables.scoring(), tables.training(), tables.limits(), tables.training_limits())))
+    else:
+        text = args.page.read_text()
+        args.page.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{getattr(tables, found[2])()}\n{found[3]}", text))
 
-
-def _plan(_: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for form, sizes in _FILES.items():
-        found[form] = []
-        for files in sizes:
-            with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                found[form].append(_say(scale_driver.planning(Path(folder), form, files)))
-    return found
-
-
-def _reports(_: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    runs = []
-    for shards in _SHARDS:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            runs.append(_say(scale_driver.reports(Path(folder), shards)))
-    return {"runs": runs}
-
-
-def _shards(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    rows = 2 * max(_ROWS_PER_SHARD)
-    return {"input": args.input.name, **_say(scale_rows.shards(scratch, args.input.resolve(), rows, _ROWS_PER_SHARD))}
-
-
-def _train(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    prepared = _say(scale_rows.prepare(args.input.resolve(), 4_000_000))
-    return {
-        "input": args.input.name,
-        "prepare": prepared,
-        "train": _say(scale_rows.train(scratch, (500_000, 4_000_000))),
-    }
-
-
-def _store(_: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    return _say(scale_store.requests(scratch))
-
-
-def _nodes(_: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    runs = []
-    for nodes, cpus, files, shards in _CLUSTERS:
-        told = {"nodes": nodes, "cpus": cpus, "files": files, "shards": shards, "rows": 16}
-        runs.append(_say(_alone(["benchmarks/scale_nodes.py", json.dumps(told)])))
-    return {"runs": runs}
-
-
-def _alone(command: list[str]) -> dict[str, Any]:
-    """Run a program in a session of its own; at the end all of that is gone, one way or the other."""
-    job = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        output, _ = job.communicate(timeout=_LONGEST_S)
-    finally:
-        for process in members(job.pid):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-    if job.returncode:
-        raise SystemExit("a run without a model failed; see above")
-    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return figures
-
-
-def _say(figures: dict[str, Any]) -> dict[str, Any]:
-    print(json.dumps(figures), file=sys.stderr, flush=True)
-    return figures
-
-
-_LANES: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
-    "plan": _plan,
-    "reports": _reports,
-    "shards": _shards,
-    "train": _train,
-    "store": _store,
-    "nodes": _nodes,
-}
 
 if __name__ == "__main__":
     main()

@@ -1,36 +1,12 @@
 #!/usr/bin/env python
-"""Measure a trained bundle on labelled texts: accuracy, loss, macro-F1 and the confusion counts.
-
-  python jobs/evaluate.py --model runs/bilstm/bundle --input labelled.csv --output runs/evaluated
-  python jobs/evaluate.py --model runs/bilstm/bundle --input reviews.parquet --label-column sentiment --output runs/eval
-
-Reads what jobs/score.py reads, with a label column. The output folder gets evaluation.json, scored/ (true_label and
-p_positive of each row, addressed by source_file and source_row) and rejected/ (rows without usable text or label). The
-last line of stdout is one JSON object.
-"""
-
-from __future__ import annotations
+"""Measure a bundle on labeled texts: the command `sentiment evaluate` as a file, for Ray's job submission."""
 
 import sys
-import time
-from typing import Any
+from pathlib import Path
 
-from sentiment.cli import Job
-from sentiment.settings import EvaluateSettings, RaySettings
+sys.path.insert(0, str(Path(__file__).parents[1]))  # This checkout's code, installed or not.
 
-
-def run(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    """Evaluate `settings.model` on `settings.input`."""
-    from jobs.ray_evaluating import evaluate
-    from jobs.scoring_run import writing_to
-
-    started = time.monotonic()
-    with writing_to(settings.output):
-        result = evaluate(settings, ray_settings)
-    return {**result, "duration_s": round(time.monotonic() - started, 1)}
-
-
-JOB = Job("evaluate", __doc__, EvaluateSettings, run)
+from sentiment.commands import EVALUATE as JOB
 
 if __name__ == "__main__":
     sys.exit(JOB.main())

@@ -1,33 +1,12 @@
 #!/usr/bin/env python
-"""Train the named recipes on their data and set the results beside those of their sources.
-
-  python jobs/prepare.py --input aclImdb --output runs/imdb
-  python jobs/prepare.py --input training.1600000.processed.noemoticon.csv --output runs/sentiment140
-  python jobs/reproduce.py --vectors glove.6B.50d.txt
-  python jobs/reproduce.py --recipes bilstm bigru --seeds 1       # slow ones with one seed: adds to it
-
-Runs are Ray tasks that share the machine or cluster, one CPU each unless told otherwise. The same command again goes on
-where it was stopped: finished runs are kept, others continue from their last epoch. After each run docs/results gets
-reproduction.json (all figures) and reproduction.md: the table, and below its marker what people wrote there.
-"""
-
-from __future__ import annotations
+"""Train the named recipes and compare with their sources; `python jobs/reproduce.py --help` says how."""
 
 import sys
-from typing import Any
+from pathlib import Path
 
-from sentiment.cli import Job
-from sentiment.settings import RaySettings, ReproduceSettings
+sys.path.insert(0, str(Path(__file__).parents[1]))  # This checkout's code, installed or not.
 
-
-def run(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    """Run what isn't there yet and write the report."""
-    from jobs.ray_reproducing import reproduce
-
-    return reproduce(settings, ray_settings)
-
-
-JOB = Job("reproduce", __doc__, ReproduceSettings, run)
+from benchmarks.reproduction import REPRODUCE as JOB
 
 if __name__ == "__main__":
     sys.exit(JOB.main())

@@ -3,8 +3,8 @@
 Rows are shuffled, sorted by length inside windows of many batches, cut into batches of exactly `batch_size`, and the
 batches shuffled. A batch then holds rows of nearly one length (little padding), always in the same few shapes (oneDNN
 builds a primitive for each new one), while the order stays random enough to train on. All of it follows from
-(seed, epoch), so every rank plans the same batches and takes its own rows, and a run that was stopped goes on in the
-middle of an epoch.
+(seed, epoch), so every rank plans the same batches and takes its own rows, and a run can resume in the middle of an
+epoch.
 
 Shapes: B rows of a batch, T tokens (padded), N rows of a split.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,9 +29,10 @@ TOKEN_BUDGET = 16_384
 # Batches in one length-sorted window. 32 leaves about 3 % padding on tweets; more would only make order less random.
 WINDOW_BATCHES = 32
 # What a step over a batch costs beside its rows, in rows (LSTM and MiniLM on a CPU: 16 and 32 are equally fast, 4 and
-# 64 slower); and rows of the smallest batch that's worth having a kernel set up for it.
+# 64 slower).
 _STEP_ROWS = 24
-_SMALLEST_BATCH = 8
+# Rows of the smallest batch that is worth having a kernel set up for it.
+_MIN_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Examples:
 
 
 class Rows(Protocol):
-    """What batches are made of: encoded texts, or what an encoder made of them."""
+    """What batches are made of: encoded texts, or an encoder's features of them."""
 
     @property
     def labels_N(self) -> Int32Array:  # noqa: N802
@@ -84,7 +85,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch, or a part of that where it is too large for one pass.
+    """One rank's part of a global batch, or a micro-batch of that where it is too large for one pass.
 
     Attributes:
         inputs_BT: Token ids, padded on the right, int32; or an encoder's features of them, (B, T, E).
@@ -92,7 +93,7 @@ class Batch:
         labels_B: float32.
         weights_B: 1 for a row, 0 for the filler of a rank that had none; float32.
         num_global: Rows of the whole batch over all ranks.
-        ends_step: The batch is complete with this part: the weights are to be updated.
+        ends_step: It is the last micro-batch: the weights are to be updated.
     """
 
     inputs_BT: Tensor
@@ -103,18 +104,14 @@ class Batch:
     ends_step: bool = True
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to `device` without waiting for it, but what is there already."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor if tensor.device.type == device.type else tensor.pin_memory().to(device, non_blocking=True)
-
-        return replace(
-            self,
-            inputs_BT=move(self.inputs_BT),
-            lengths_B=move(self.lengths_B),
-            labels_B=move(self.labels_B),
-            weights_B=move(self.weights_B),
-        )
+        """Copy what isn't there already to `device`, without waiting for it."""
+        tensors = {name: getattr(self, name) for name in ("inputs_BT", "lengths_B", "labels_B", "weights_B")}
+        moved = {
+            name: tensor.pin_memory().to(device, non_blocking=True)
+            for name, tensor in tensors.items()
+            if tensor.device.type != device.type
+        }
+        return replace(self, **moved) if moved else self
 
 
 def padded_length(length: int) -> int:
@@ -132,7 +129,7 @@ def padded_rows(count: int) -> int:
     if count <= 4:
         return count
     multiple = max(4, 2 ** (count - 1).bit_length() // 8)
-    return -(-count // multiple) * multiple
+    return int(-(-count // multiple) * multiple)
 
 
 def pad(rows: Sequence[Any], pad_id: int, num_rows: int = 1) -> tuple[Tensor, Tensor]:
@@ -172,7 +169,7 @@ def length_ordered(lengths_N: Int64Array, batch_size: int, token_budget: int) ->
         return []
     order_N = np.argsort(-lengths_N, kind="stable")
     grain = batch_size
-    while grain > 1 and (grain > _SMALLEST_BATCH or padded_length(int(lengths_N[order_N[0]])) * grain > token_budget):
+    while grain > 1 and (grain > _MIN_BATCH or padded_length(int(lengths_N[order_N[0]])) * grain > token_budget):
         grain //= 2
     lengths = [padded_length(max(1, length)) for length in lengths_N[order_N[::grain]].tolist()]
     sizes = [2**k for k in range((batch_size // grain).bit_length())]
@@ -190,6 +187,7 @@ def length_ordered(lengths_N: Int64Array, batch_size: int, token_budget: int) ->
     return batches
 
 
+@dataclass
 class LengthBucketedBatches:
     """Batches of one split for one rank; the same plan on every rank, each row once an epoch.
 
@@ -197,7 +195,7 @@ class LengthBucketedBatches:
     ranks, the others get one filler row of weight 0 so that all of them take the step.
 
     Args:
-        rows: The split, whole, on every rank.
+        rows: All rows of the split, on every rank.
         batch_size: Global rows of a batch, over all ranks.
         pad_id: Fills short rows.
         max_length: Rows are cut to their first tokens.
@@ -206,32 +204,20 @@ class LengthBucketedBatches:
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
-        pass_tokens: Padded tokens that a pass in training may hold; a rank's share of a batch that holds more comes in
-            parts, whose gradients are added up. None: always in one.
+        max_micro_batch_tokens: Padded tokens that a pass in training may hold; a rank's share of a batch that holds
+            more comes as micro-batches, over which gradients accumulate. None: always in one.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        *,
-        batch_size: int,
-        pad_id: int,
-        max_length: int,
-        shuffle: bool = True,
-        seed: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        pass_tokens: int | None = None,
-    ) -> None:
-        self.rows = rows
-        self.batch_size = batch_size
-        self.pad_id = pad_id
-        self.max_length = max_length
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.pass_tokens = pass_tokens
+    rows: Rows
+    _: KW_ONLY
+    batch_size: int
+    pad_id: int
+    max_length: int
+    shuffle: bool = True
+    seed: int = 1
+    rank: int = 0
+    world_size: int = 1
+    max_micro_batch_tokens: int | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch, the same on every rank."""
@@ -242,40 +228,35 @@ class LengthBucketedBatches:
 
         Args:
             epoch: Picks the order.
-            start: Batches to leave out at the beginning, to go on where a run was stopped.
+            start: Batches to leave out at the beginning, to resume where a run was stopped.
         """
+        lengths_N = np.minimum(self.rows.lengths_N, self.max_length)
         for rows_N in self.plan(epoch)[start:]:
             # Every world_size-th row: each rank's share has the same spread of lengths.
             share_B = rows_N[self.rank :: self.world_size]
-            parts = self._parts(share_B)
-            for number, part_B in enumerate(parts, start=1):
-                yield self._collate(part_B, len(rows_N), ends_step=number == len(parts))
-
-    def _parts(self, share_B: Int64Array) -> list[Int64Array]:
-        if self.pass_tokens is None or not self.shuffle or not len(share_B):
-            return [share_B]
-        lengths_B = np.minimum(self.rows.lengths_N[share_B], self.max_length)
-        return [share_B[part] for part in length_ordered(lengths_B, len(share_B), self.pass_tokens)]
+            micro_batches = [share_B]
+            if self.max_micro_batch_tokens is not None and self.shuffle and len(share_B):
+                cut = length_ordered(lengths_N[share_B], len(share_B), self.max_micro_batch_tokens)
+                micro_batches = [share_B[rows] for rows in cut]
+            for index, rows_B in enumerate(micro_batches, start=1):
+                inputs_BT, lengths_B = self.rows.collate(rows_B, self.pad_id, self.max_length)
+                is_filler = not len(rows_B)
+                labels_B = torch.zeros(1) if is_filler else torch.from_numpy(self.rows.labels_N[rows_B]).float()
+                weights_B = torch.zeros(1) if is_filler else torch.ones(len(rows_B))
+                yield Batch(inputs_BT, lengths_B, labels_B, weights_B, len(rows_N), index == len(micro_batches))
 
     def plan(self, epoch: int) -> list[Int64Array]:
         """Row numbers of each global batch of an epoch."""
         lengths_N = np.minimum(self.rows.lengths_N, self.max_length)
         if not self.shuffle:
             return length_ordered(lengths_N, self.batch_size, TOKEN_BUDGET * self.world_size)
+
+        def cut(rows: Int64Array, size: int) -> list[Int64Array]:
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+
         random = np.random.default_rng((self.seed, epoch))
         order_N = random.permutation(len(lengths_N))
         batches: list[Int64Array] = []
-        for window in _cut(order_N, self.batch_size * WINDOW_BATCHES):
-            batches += _cut(window[np.argsort(lengths_N[window], kind="stable")], self.batch_size)
+        for window in cut(order_N, self.batch_size * WINDOW_BATCHES):
+            batches += cut(window[np.argsort(lengths_N[window], kind="stable")], self.batch_size)
         return [batches[i] for i in random.permutation(len(batches))]
-
-    def _collate(self, rows_B: Int64Array, num_global: int, ends_step: bool) -> Batch:
-        inputs_BT, lengths_B = self.rows.collate(rows_B, self.pad_id, self.max_length)
-        is_filler = not len(rows_B)
-        labels_B = torch.zeros(1) if is_filler else torch.from_numpy(self.rows.labels_N[rows_B]).float()
-        weights_B = torch.zeros(1) if is_filler else torch.ones(len(rows_B))
-        return Batch(inputs_BT, lengths_B, labels_B, weights_B, num_global, ends_step)
-
-
-def _cut(rows: Int64Array, size: int) -> list[Int64Array]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

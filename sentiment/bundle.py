@@ -1,14 +1,15 @@
-"""A bundle: one folder that holds everything needed to predict, and says so.
+"""A bundle: one directory that holds everything needed to predict.
 
     config.json         recipe, model shape, maximum length, label order, format version
     model.safetensors   weights; of a BERT-GRU, with the encoder or (by reference) without
     tokenizer.json      the tokenizer, as the `tokenizers` library saves it
     metrics.json        figures on validation and test rows, training history
     README.md           model card
-    MANIFEST.json       size and sha256 of each file; written last, so a folder without it is no bundle
+    MANIFEST.json       size and sha256 of each file; written last, so a directory without it is no bundle
 
-No pickle in either direction. The model id is the recipe's name and a digest of the manifest, so two bundles with the
-same id predict the same.
+No pickle in either direction. A bundle may come from a stranger: what it says is checked against limits and against its
+files before memory is taken for any of it (docs/bundles.md). The model id is the recipe's name and a digest of the
+manifest, so two bundles with the same id predict the same.
 """
 
 from __future__ import annotations
@@ -16,120 +17,135 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sentiment.encoder_tokenizer import EncoderTokenizer
 from sentiment.errors import BundleError, DataError, brief
-from sentiment.schema import LABELS
-from sentiment.shapes import BertGruConfig, ModelConfig
-from sentiment.stores import fetch
-from sentiment.tokenizers import Tokenizer, WordTokenizer
-from sentiment.uris import is_uri
+from sentiment.models.config import BertGruConfig, Length, ModelConfig
+from sentiment.storage.filesystems import fetch
+from sentiment.storage.uris import is_uri
+from sentiment.tokenizers import EncoderTokenizer, Tokenizer, WordTokenizer
+from sentiment.untrusted import (
+    MAX_CONFIG_BYTES,
+    MAX_TEXT_BYTES,
+    MAX_WEIGHTS_BYTES,
+    check_numbers,
+    read_file,
+    size_of,
+)
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 METRICS, CARD, MANIFEST = "metrics.json", "README.md", "MANIFEST.json"
 
+_MAX_BYTES = {
+    CONFIG: MAX_CONFIG_BYTES,
+    WEIGHTS: MAX_WEIGHTS_BYTES,
+    **dict.fromkeys((TOKENIZER, METRICS, CARD), MAX_TEXT_BYTES),
+}
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class BundleConfig(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleConfig(_Strict):
     """`config.json` of a bundle."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     format: Literal[1] = 1
-    recipe: str
+    # It becomes part of the model id, which goes into headers and names of files.
+    recipe: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     model: ModelConfig
-    max_length: int = Field(gt=0)
-    labels: tuple[str, ...] = LABELS
+    max_length: Length
+    labels: tuple[Literal["NEGATIVE"], Literal["POSITIVE"]] = ("NEGATIVE", "POSITIVE")
 
 
-class _FileEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
+class _File(_Strict):
+    bytes: NonNegativeInt
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> _File:
+        with path.open("rb") as file:
+            return cls(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
-class _Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
+class _Manifest(_Strict):
     model_id: str
-    files: dict[str, _FileEntry]
+    files: dict[str, _File]
 
 
+@dataclass(frozen=True)
 class Bundle:
     """A verified bundle on disk.
 
     Attributes:
-        path: The folder.
+        path: The directory.
         model_id: Recipe and digest, e.g. `bilstm-3f1c9a0b2d4e`.
         config: Shape and limits.
     """
 
-    def __init__(self, path: Path, model_id: str, config: BundleConfig) -> None:
-        self.path = path
-        self.model_id = model_id
-        self.config = config
+    path: Path
+    model_id: str
+    config: BundleConfig
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
         """Open a bundle and check every file against the manifest.
 
         Args:
-            path: Folder, or a URI of one, which is copied to this machine's cache first (`sentiment.stores.fetch`).
+            path: Directory, or a URI of one, which is copied to this machine's cache first.
 
         Raises:
-            BundleError: The folder is no bundle, a file is missing, altered or of another format; says which.
+            BundleError: The directory is no bundle, a file is missing, altered or of another format; says which.
         """
-        if not is_uri(str(path)):
+        uri = str(path)
+        if not is_uri(uri):
             return cls._open(Path(path))
-        copy = _fetched(str(path))
+        copy = _fetch(uri)
         try:
             return cls._open(copy)
         except BundleError:
             # The store may have the right bytes where the copy hasn't.
             shutil.rmtree(copy, ignore_errors=True)
-            return cls._open(_fetched(str(path)))
+            return cls._open(_fetch(uri))
 
     @classmethod
     def _open(cls, path: Path) -> Bundle:
         if not path.is_dir():
             raise BundleError(f"no bundle at {path}: there is no such folder")
-        manifest = _read_json(path / MANIFEST, _Manifest)
-        for name, entry in manifest.files.items():
-            _verify(path, name, entry)
-        missing = {CONFIG, WEIGHTS, TOKENIZER} - manifest.files.keys()
-        if missing:
-            raise BundleError(f"{path / MANIFEST} doesn't list {', '.join(sorted(missing))}: train again")
-        config = _read_json(path / CONFIG, BundleConfig)
+        manifest = _parse_manifest(path / MANIFEST, _read(path / MANIFEST))
+        for name, expected in manifest.files.items():
+            file = path / name
+            _check_location(file)
+            # By size first: a file of any size would take its time to be read.
+            if size_of(file, _MAX_BYTES[name]) != expected.bytes or _File.of(file) != expected:
+                raise BundleError(
+                    f"{file} was altered since the bundle was written (sha256 differs); copy or train it again"
+                )
+        config = _parse(path / CONFIG, _read(path / CONFIG), BundleConfig)
         if manifest.model_id != _model_id(config.recipe, manifest.files):
             raise BundleError(f"{path / MANIFEST} was altered: its model id doesn't follow from its files")
         return cls(path, manifest.model_id, config)
 
     def weights(self) -> dict[str, Tensor]:
-        """Load the state dict, on the CPU.
-
-        Raises:
-            BundleError: The file isn't safetensors.
-        """
+        """Load the state dict, on the CPU; BundleError if it isn't safetensors, or holds NaN or infinite numbers."""
         try:
-            return load_file(self.path / WEIGHTS)
+            weights = load_file(self.path / WEIGHTS)
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{self.path / WEIGHTS} can't be read: {error}") from error
+        check_numbers(self.path / WEIGHTS, weights)
+        return weights
 
     def tokenizer(self) -> WordTokenizer | EncoderTokenizer:
-        """Load the tokenizer, of the model's kind.
-
-        Raises:
-            BundleError: It is damaged or of another kind.
-        """
+        """Load the tokenizer; BundleError if it is damaged or not of the model's kind."""
         kind = EncoderTokenizer if isinstance(self.config.model, BertGruConfig) else WordTokenizer
         return kind.load(self.path / TOKENIZER)
 
@@ -143,10 +159,10 @@ def write_bundle(
     metrics: dict[str, Any],
     card: str,
 ) -> Bundle:
-    """Write a bundle, the manifest last; what an earlier one left in the folder is replaced.
+    """Write a bundle, the manifest last; what an earlier one left in the directory is replaced.
 
     Args:
-        path: Folder, made if need be.
+        path: Directory, made if need be.
         config: Shape and limits.
         weights: State dict of the model that `config.model` describes; of an encoder that the config refers to, only
             what was trained.
@@ -164,68 +180,69 @@ def write_bundle(
     tokenizer.save(path / TOKENIZER)
     (path / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     (path / CARD).write_text(card, encoding="utf-8")
-    files = {name: _entry(path / name) for name in (CONFIG, WEIGHTS, TOKENIZER, METRICS, CARD)}
+    files = {name: _File.of(path / name) for name in (CONFIG, WEIGHTS, TOKENIZER, METRICS, CARD)}
     manifest = _Manifest(model_id=_model_id(config.recipe, files), files=files)
-    # Written beside and renamed: the manifest is whole or not there.
-    beside = path / f".{MANIFEST}.tmp"
-    beside.write_text(manifest.model_dump_json(indent=2) + "\n")
-    beside.replace(path / MANIFEST)
+    # Renamed, so that nobody sees half of it.
+    temporary = path / f".{MANIFEST}.tmp"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
+    temporary.replace(path / MANIFEST)
     return Bundle.open(path)
 
 
-def _fetched(uri: str) -> Path:
+def _fetch(uri: str) -> Path:
+    def sizes_in(content: bytes) -> dict[str, int]:
+        return {name: file.bytes for name, file in _parse_manifest(MANIFEST, content).files.items()}
+
     try:
-        return fetch(uri, MANIFEST, _files_in)
+        return fetch(uri, MANIFEST, MAX_CONFIG_BYTES, sizes_in)
     except (DataError, OSError) as error:
         raise BundleError(f"no bundle at {uri}: {brief(error)}") from error
 
 
-def _files_in(content: bytes) -> list[str]:
-    try:
-        names = list(_Manifest.model_validate_json(content).files)
-    except ValidationError as error:
-        raise BundleError(f"{MANIFEST} can't be read: {_first_problem(error)}") from error
-    for name in names:
-        _check_name(MANIFEST, name)
-    return names
-
-
-def _model_id(recipe: str, files: dict[str, _FileEntry]) -> str:
+def _model_id(recipe: str, files: dict[str, _File]) -> str:
     """Recipe and a digest over the files that decide a prediction."""
     digest = hashlib.sha256("".join(files[name].sha256 for name in (CONFIG, WEIGHTS, TOKENIZER)).encode())
     return f"{recipe}-{digest.hexdigest()[:12]}"
 
 
-def _entry(path: Path) -> _FileEntry:
-    with path.open("rb") as file:
-        return _FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+def _read(path: Path) -> bytes:
+    if not path.is_symlink() and not path.exists():
+        inner = path.parent / "bundle"
+        hint = f"; did you mean {inner}?" if (inner / path.name).is_file() else ""
+        raise BundleError(f"{path} is missing: the folder is no bundle, or its writing was cut short{hint}")
+    _check_location(path)
+    return read_file(path, MAX_CONFIG_BYTES)
 
 
-def _check_name(manifest: Path | str, name: str) -> None:
-    if Path(name).name != name:
-        raise BundleError(f"{manifest} lists {name!r}, which isn't a file of the bundle's own folder")
-
-
-def _verify(folder: Path, name: str, expected: _FileEntry) -> None:
-    _check_name(folder / MANIFEST, name)
-    path = folder / name
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: the bundle is incomplete; copy or train it again")
-    if _entry(path) != expected:
-        raise BundleError(f"{path} was altered since the bundle was written (sha256 differs); copy or train it again")
-
-
-def _read_json(path: Path, model: type[Model]) -> Model:
+def _check_location(path: Path) -> None:
+    """Refuse a link that leads out of the bundle, but for those of the Hugging Face hub's cache."""
     try:
-        return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing: the folder is no bundle, or its writing was cut short") from error
-    except (ValidationError, OSError) as error:
-        raise BundleError(f"{path} can't be read as {model.__name__.strip('_')}: {_first_problem(error)}") from error
+        directory, target = path.parent.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{path} can't be read: {brief(error)}") from error
+    is_cached = directory.parent.name == "snapshots" and target.parent == directory.parent.parent / "blobs"
+    if not target.is_relative_to(directory) and not is_cached:
+        raise BundleError(f"{path} is a link to {target}, out of the bundle; copy the file there")
 
 
-def _first_problem(error: Exception) -> str:
-    if isinstance(error, ValidationError):
+def _parse_manifest(path: Path | str, content: bytes) -> _Manifest:
+    """Refuse a manifest that lists too little, or anything that isn't a bundle's, such as a path to elsewhere."""
+    manifest = _parse(path, content, _Manifest)
+    for name, file in manifest.files.items():
+        if name not in _MAX_BYTES:
+            raise BundleError(f"{path} lists {name!r:.80}, which isn't a file of a bundle: {', '.join(_MAX_BYTES)}")
+        if file.bytes > _MAX_BYTES[name]:
+            raise BundleError(f"{path}: {name} has {file.bytes:,} bytes; accepted are up to {_MAX_BYTES[name]:,}")
+    if missing := {CONFIG, WEIGHTS, TOKENIZER} - manifest.files.keys():
+        raise BundleError(f"{path} doesn't list {', '.join(sorted(missing))}: train again")
+    return manifest
+
+
+def _parse(path: Path | str, content: bytes, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
-    return str(error)
+        where = ".".join(str(part) for part in first["loc"])[:80] or "file"
+        name = model.__name__.strip("_")
+        raise BundleError(f"{path} can't be read as {name}: {where}: {first['msg'][:400]}") from error

@@ -1,46 +1,73 @@
-"""What jobs and the server do alike: flags from its settings, one JSON object as the last line of stdout, exit codes.
+"""What all commands have alike: flags made of settings, one JSON object as the last line of stdout, exit codes.
 
-People's words go to stderr. A user's mistake is one line there and exit code 2; anything else is a traceback and 1.
+Everything for people goes to stderr. A user's mistake is one line there and exit code 2; anything else is a traceback
+and 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from sentiment.config import PROFILE_VARIABLE, fields_of, load, unknown
-from sentiment.errors import ConfigError, SentimentError
-from sentiment.recipe import Recipe
-from sentiment.section import FLAG_ALONE, Section
-from sentiment.settings import RaySettings
+from sentiment.config import CONFIG_FILE, PROFILE_VARIABLE, Configuration, unknown
+from sentiment.errors import ConfigError
+from sentiment.observability import log
+from sentiment.settings import FLAG_ALONE, RaySettings, Section
+from sentiment.training.recipes import Recipe
 
 S = TypeVar("S", bound=Section)
-# Of jobs that run other jobs; every command has these flags.
-_ABOUT_CONFIG = ("config", "profile")
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of a command: a mistake is a `ConfigError`, flags can't be abbreviated, its description stays as it is."""
+
+    def __init__(self, program: str, about: str, **options: Any) -> None:
+        raw = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
+        super().__init__(prog=program, description=about, formatter_class=raw, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise ConfigError(f"{message}; --help lists the flags")
+
+    def add_config_flags(self) -> argparse._ArgumentGroup:
+        """Add the flags that say where settings are read, in a group of their own, which is returned."""
+        group = self.add_argument_group("configuration and messages")
+        about = f"configuration file (default: {CONFIG_FILE} in the working directory, if it exists)"
+        group.add_argument("--config", metavar="FILE", help=about)
+        group.add_argument("--profile", metavar="NAME", help=f"profile in that file (also {PROFILE_VARIABLE})")
+        return group
+
+    def refuse_rest(self, rest: Sequence[str]) -> None:
+        """Refuse what `parse_known_args` left over, with the near flags."""
+        flag = next((word for word in rest if word.startswith("-")), None)
+        if flag is not None:
+            flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            raise unknown("flag", flag.split("=")[0], flags, self.prog)
+        if rest:
+            raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
 
 
 @dataclass(frozen=True)
 class Job(Generic[S]):
-    """One runnable command.
+    """A command whose flags are a section of `ray_config.yaml`.
 
     Attributes:
-        name: Its own, before messages; as in `jobs/NAME.py`.
-        about: What it does and an example; the text of `--help`.
-        settings: Its section of `ray_config.yaml`.
+        name: Its name, before messages; that of its file in `jobs/`.
+        about: What it does, with examples; the text of `--help`.
+        settings: Its section.
         run: Does the work; its result is printed as JSON.
-        overrides: Kinds of recipes; their settings are flags too.
-        program: How it is called; `jobs/NAME.py` if not given.
+        overrides: Kinds of recipes whose fields are flags too.
+        program: How it is called, for `--help`; `sentiment NAME` if not given.
     """
 
     name: str
@@ -51,111 +78,135 @@ class Job(Generic[S]):
     program: str | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Parse, run, report; returns the exit code."""
-        try:
-            settings, ray_settings = self.parse(sys.argv[1:] if argv is None else argv)
+        """Parse, run, report.
+
+        Args:
+            argv: Arguments; None: those of the process.
+
+        Returns:
+            The exit code.
+        """
+
+        def work() -> int:
+            flags = self._flags(sys.argv[1:] if argv is None else argv)
+            form = {"quiet": flags.get("quiet", False), "as_json": flags.get("log_json", False)}
+            log.configure(self.name, **form)
+            settings, ray_settings = self.load(flags)
+            log.configure(self.name, verbose=ray_settings.verbose, **form)
             # Ray prints warnings of its raylet on stdout, which is for our JSON alone.
             with contextlib.redirect_stdout(sys.stderr):
                 result = self.run(settings, ray_settings)
-        except SentimentError as error:
-            print(f"{self.name}: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"{self.name}: interrupted", file=sys.stderr)
-            return 130
-        print(json.dumps(result), flush=True)
-        return 0
+            print(json.dumps(result), flush=True)
+            return 0
 
-    @property
-    def _program(self) -> str:
-        return self.program or f"jobs/{self.name}.py"
+        return log.run_command(self.name, work)
 
     def parse(self, argv: Sequence[str]) -> tuple[S, RaySettings]:
         """Turn a command line into settings.
 
         Raises:
-            ConfigError: A flag is unknown, missing or doesn't fit.
+            ConfigError: A flag is unknown or missing, or its value invalid.
         """
-        parser = _Parser(
-            prog=self._program,
-            description=self.about,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-        )
-        own = parser.add_argument_group(f"settings (section {self.settings.section} of ray_config.yaml)")
-        names = fields_of(self.settings, ["overrides", *_ABOUT_CONFIG])
-        _add_flags(own, self.settings, names)
-        override_names: list[str] = []
-        if self.overrides:
-            group = parser.add_argument_group("settings of the recipe (without the flag: the recipe's own)")
+        return self.load(self._flags(argv))
+
+    def load(self, given: Mapping[str, Any]) -> tuple[S, RaySettings]:
+        """Complete settings by file, profile and environment.
+
+        Args:
+            given: Values by name: of the section, the recipe, section `ray`, and the flags that all commands have.
+
+        Raises:
+            ConfigError: A name is unknown or a value is missing or invalid.
+        """
+        flags = {name: value for name, value in given.items() if name not in ("quiet", "log_json")}
+        configuration = Configuration(flags.pop("config", None), flags.pop("profile", None))
+        ray_flags = {name: flags.pop(name) for name in RaySettings.model_fields if name in flags}
+        recipe_fields = self.recipe_fields()
+        known = {*self.settings.keys(), *dict(self.settings.renamed), *recipe_fields}
+        for name in flags.keys() - known:
+            raise unknown("setting", name, known, f"{self.name}(…)")
+        settings = configuration.load(self.settings, flags, recipe_fields)
+        return settings, configuration.load(RaySettings, ray_flags)
+
+    def recipe_fields(self) -> dict[str, FieldInfo]:
+        """Fields of the recipes that the section itself doesn't have, by name."""
+        fields: dict[str, FieldInfo] = {}
         for kind in self.overrides:
-            fresh = fields_of(kind, [*kind.WORDS, *names, *override_names])
-            _add_flags(group, kind, fresh, with_default=False)
-            override_names += fresh
-        _add_flags(parser.add_argument_group("Ray (section ray)"), RaySettings, fields_of(RaySettings))
-        parser.add_argument("--config", metavar="FILE", help="configuration file (default: ray_config.yaml if there)")
-        parser.add_argument("--profile", metavar="NAME", help=f"profile in that file (also {PROFILE_VARIABLE})")
+            known = (*kind.WORDS, *self.settings.model_fields, *fields)
+            fields |= {name: field for name, field in kind.model_fields.items() if name not in known}
+        return fields
+
+    def _flags(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Values by name; they stay text, the settings check and convert them."""
+        parser = Parser(
+            self.program or f"sentiment {self.name.replace('_', ' ')}",
+            self.about,
+            epilog='"null" in a description: the flag isn\'t given.',
+            argument_default=argparse.SUPPRESS,
+        )
+        group = parser.add_argument_group(f"main settings (section {self.settings.section} of {CONFIG_FILE})")
+        for name, field in self.settings.keys().items():
+            if name in dict(self.settings.groups):
+                group = parser.add_argument_group(dict(self.settings.groups)[name])
+            _add_flag(group, name, field)
+        if self.overrides:
+            group = parser.add_argument_group("recipe (replace the recipe's own values)")
+            for name, field in self.recipe_fields().items():
+                _add_flag(group, name, field, with_default=False)
+        group = parser.add_argument_group(f"Ray (section ray of {CONFIG_FILE})")
+        for name, field in RaySettings.keys().items():
+            _add_flag(group, name, field)
+        common = parser.add_config_flags()
+        common.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+        common.add_argument("--log-json", action="store_true", help=f"log JSON objects (also {log.VARIABLE}=json)")
+        for old, _ in self.settings.renamed:
+            common.add_argument("--" + old.replace("_", "-"), help=argparse.SUPPRESS)
         given, rest = parser.parse_known_args(list(argv))
-        flags = vars(given)
-        if rest:
-            flag = next((word for word in rest if word.startswith("-")), None)
-            if flag is None:
-                raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
-            raise unknown("flag", flag.split("=")[0], parser.flags(), self._program)
-        file, profile = flags.pop("config", None), flags.pop("profile", None)
-        # A job that runs other jobs hands them on.
-        handed_on = {"config": file, "profile": profile}
-        flags |= {name: value for name, value in handed_on.items() if value and name in self.settings.model_fields}
-        ray_flags = {name: flags.pop(name) for name in fields_of(RaySettings) if name in flags}
-        settings = load(self.settings, flags, file, override_names, profile)
-        return settings, load(RaySettings, ray_flags, file, profile=profile)
+        parser.refuse_rest(rest)
+        return vars(given)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help lists the flags")
-
-    def flags(self) -> list[str]:
-        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+def explained(field: FieldInfo, *notes: str) -> str:
+    """A field's description in one line, with notes in brackets behind it; empty ones are left out."""
+    brackets = "; ".join(filter(None, notes))
+    return " ".join((field.description or "").split()) + (f" ({brackets})" if brackets else "")
 
 
-def _add_flags(
-    group: argparse._ArgumentGroup, model: type[BaseModel], names: Sequence[str], *, with_default: bool = True
-) -> None:
-    """One flag for each field; values stay strings, the model checks and converts them."""
-    for name in names:
-        field = model.model_fields[name]
-        flag = "--" + name.replace("_", "-")
-        help_text = (field.description or "").replace("%", "%%") + (_note(field) if with_default else "")
-        kind = _inner_type(field.annotation)
-        if kind is bool:
-            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
-        elif typing.get_origin(kind) in (list, tuple):
-            metavar = _metavar(typing.get_args(kind)[0])
-            group.add_argument(flag, dest=name, nargs="+", action="extend", metavar=metavar, help=help_text)
-        else:
-            alone = field.json_schema_extra.get(FLAG_ALONE) if isinstance(field.json_schema_extra, dict) else None
-            optional: dict[str, Any] = {"nargs": "?", "const": alone} if alone else {}
-            group.add_argument(flag, dest=name, metavar=_metavar(kind), help=help_text, **optional)
+def valid_values(field: FieldInfo) -> str:
+    """The values that a field takes, beyond its type: its choices or its limits; empty if there are none to name."""
+    kind = inner_type(field.annotation)
+    if typing.get_origin(kind) is Literal:
+        *others, last = map(str, typing.get_args(kind))
+        return f"{', '.join(others)} or {last}"
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [(sign, getattr(limit, name, None)) for limit in field.metadata for name, sign in signs.items()]
+    return ", ".join(f"{sign}{bound if bound < 2**53 else '2**63'}" for sign, bound in limits if bound is not None)
 
 
-def _inner_type(annotation: Any) -> Any:
+def inner_type(annotation: Any) -> Any:
     """`int | None` → `int`."""
-    if isinstance(annotation, types.UnionType):
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
     return annotation
 
 
-def _metavar(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "{" + ",".join(str(value) for value in typing.get_args(kind)) + "}"
-    return {int: "N", float: "X"}.get(kind, "VALUE")
-
-
-def _note(field: FieldInfo) -> str:
-    """What stands behind a flag's description: required, or the default."""
-    default = field.default
-    if default is PydanticUndefined:
-        return " (required)"
-    return "" if default is None or default is False or default == [] else f" (default: {default})"
+def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo, *, with_default: bool = True) -> None:
+    kind = inner_type(field.annotation)
+    is_choice = typing.get_origin(kind) is Literal
+    default = ""
+    if with_default and (field.is_required() or field.default not in (None, False, [])):
+        default = "required" if field.is_required() else f"default: {field.default}"
+    about = explained(field, default, "" if is_choice else valid_values(field))
+    options: dict[str, Any] = {"dest": name, "help": about.replace("%", "%%")}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif is_choice:
+        options["metavar"] = "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+    elif typing.get_origin(kind) in (list, tuple):
+        metavar = {int: "N"}.get(typing.get_args(kind)[0], "VALUE")
+        options |= {"nargs": "+", "action": "extend", "metavar": metavar}
+    else:
+        options["metavar"] = {int: "N", float: "X"}.get(kind, "VALUE")
+        if isinstance(field.json_schema_extra, dict) and FLAG_ALONE in field.json_schema_extra:
+            options |= {"nargs": "?", "const": field.json_schema_extra[FLAG_ALONE]}
+    group.add_argument("--" + name.replace("_", "-"), **options)

@@ -1,286 +1,274 @@
-"""Typed settings: `ray_config.yaml`, a profile in it, the environment, flags; the last wins.
+"""Where settings come from: `ray_config.yaml`, a profile in it, the environment, flags; the last one wins.
 
-  python -m sentiment.config                                  # what is in force here, and where each value comes from
-  python -m sentiment.config --profile gpu-cluster train score
+A command reads its section of `sentiment.settings`, `storage` and `ray`, from one parse of the file. A profile holds
+values of several sections for another kind of machine: `profiles: {NAME: {SECTION: {KEY: VALUE}}}` in the file, chosen
+by `--profile` or SENTIMENT_PROFILE. An unknown name, wherever it stands, is refused with the near ones.
 
-Each job reads one section of `sentiment.settings`, `storage` and `ray`. Sections are frozen and checked once; an
-unknown key names the near ones. A profile is a set of values for several sections, for another kind of machine:
-`profiles: {NAME: {SECTION: {KEY: VALUE}}}` in the file, chosen by `--profile` or SENTIMENT_PROFILE.
+The environment is read by pydantic-settings. Its YAML source isn't used, as it passes over a missing file and reads the
+file again for each section; nor is its command line, which takes no `--input a b` and splits paths at their commas.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from sentiment.errors import ConfigError
-from sentiment.section import Section
-from sentiment.settings import SECTIONS, StorageSettings
+from sentiment.settings import SECTIONS, DemoSettings, Section, StorageSettings
 
 CONFIG_FILE = "ray_config.yaml"
-PROFILES, PROFILE_VARIABLE = "profiles", "SENTIMENT_PROFILE"
-# Variables of ours that are no section's, and those that Kubernetes sets for each of its services.
-_OURS = "SENTIMENT_"
-_NO_SETTINGS = (PROFILE_VARIABLE, "SENTIMENT_API_KEYS", "SENTIMENT_MODEL", "SENTIMENT_GLOVE")
+PROFILE_VARIABLE = "SENTIMENT_PROFILE"
+# Our variables that are no section's.
+_OTHER_VARIABLES = (PROFILE_VARIABLE, "SENTIMENT_API_KEYS", "SENTIMENT_MODEL", "SENTIMENT_GLOVE", "SENTIMENT_LOG")
+# Variables that Kubernetes sets in all pods for a Service called `sentiment-…`.
 _SERVICE_LINK = re.compile(r"\w+_(SERVICE_(HOST|PORT)(_\w+)?=.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*|PORT=\w+://.*)")
-_WITH_KEYS = re.compile(r"[A-Za-z][\w+.-]*://[^/?#]*:[^/?#]*@")
+_URI_WITH_SECRET = re.compile(r"[A-Za-z][\w+.-]*://[^/?#]*:[^/?#]*@")
+_log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Section)
+
+
+class Configuration:
+    """A file, one of its profiles and the environment, read and checked once for all sections.
+
+    Args:
+        file: YAML file; None: `ray_config.yaml` in the working directory, if it exists.
+        profile: Name of a profile; None: SENTIMENT_PROFILE, if it is set.
+
+    Raises:
+        ConfigError: The file can't be read, or a section, key, profile or variable is unknown.
+    """
+
+    def __init__(self, file: str | None = None, profile: str | None = None) -> None:
+        _check_environment()
+        self._warned: set[tuple[type[Section], str]] = set()
+        self._flags = (*(("--config", file) if file else ()), *(("--profile", profile) if profile else ()))
+        path = Path(file or CONFIG_FILE)
+        content = _read(path, must_exist=file is not None)
+        profiles = content.pop("profiles", None) or {}
+        if not isinstance(profiles, dict):
+            raise ConfigError(f"profiles of {path} must hold `name: sections`")
+        # All profiles and sections: another command would find mistakes in its own, maybe at night.
+        for name, sections in profiles.items():
+            _check_sections(sections or {}, f"profile {name} of {path}")
+        _check_sections(content, str(path))
+        self._layers = [(str(path), str(path), content)]
+        if chosen := profile or os.environ.get(PROFILE_VARIABLE):
+            if chosen not in profiles:
+                raise unknown("profile", chosen, profiles, str(path))
+            self._layers.append((f"profile {chosen}", f"profile {chosen} of {path}", profiles[chosen] or {}))
+
+    def layers(self, section: type[Section], recipe_fields: Iterable[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+        """What each source says of a section, with today's names of renamed keys.
+
+        Args:
+            section: Which one.
+            recipe_fields: Keys that may stand in it besides its own: a recipe's fields.
+
+        Returns:
+            Name of the source and its values; later ones win.
+
+        Raises:
+            ConfigError: A key or variable is unknown.
+        """
+        known = {*section.keys(), *recipe_fields}
+        found = []
+        for source, where, content in self._layers:
+            values = content.get(section.section) or {}
+            _check_keys(values, known, section, where)
+            found.append((source, values))
+        found += [(_variable(section, name), {name: value}) for name, value in _environment(section, known).items()]
+        return [(source, self._with_new_names(section, values)) for source, values in found]
+
+    def _with_new_names(self, section: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Accept the old names of renamed keys, with one warning each."""
+        values = dict(values)
+        for old, name in section.renamed:
+            if old not in values:
+                continue
+            values = {name: values.pop(old), **values}
+            if (section, old) not in self._warned:
+                self._warned.add((section, old))
+                _log.warning("%s of section %s is called %s now; the old name still works", old, section.section, name)
+        return values
+
+    def load(self, section: type[S], flags: Mapping[str, Any], recipe_fields: Iterable[str] = ()) -> S:
+        """Put one section together and check it.
+
+        Args:
+            section: Which one.
+            flags: Values from the command line; they win.
+            recipe_fields: As for `layers`; their values are collected, unchecked, in the section's field `overrides`.
+
+        Raises:
+            ConfigError: A key is unknown, a value is invalid or missing; says where it came from.
+        """
+        layers = [*self.layers(section, recipe_fields), ("", self._with_new_names(section, flags))]
+        values = {name: value for _, layer in layers for name, value in layer.items()}
+        sources = {name: source for source, layer in layers for name in layer}
+        overrides = {name: values.pop(name) for name in list(values) if name not in section.model_fields}
+        try:
+            settings = section.model_validate({**values, **({"overrides": overrides} if recipe_fields else {})})
+        except ValidationError as error:
+            raise ConfigError(describe(error, sources)) from error
+        if isinstance(settings, StorageSettings):
+            _refuse_secrets("storage.root", settings.root)
+            return settings
+        for name in settings.paths:
+            _refuse_secrets(_flag(name), getattr(settings, name))
+        settings = settings.rooted(self.load(StorageSettings, {}).root)
+        if isinstance(settings, DemoSettings):
+            settings._config_flags = self._flags
+        return settings
 
 
 def load(
     section: type[S],
     flags: Mapping[str, Any],
     file: str | None = None,
-    overridable: Iterable[str] = (),
+    recipe_fields: Iterable[str] = (),
     profile: str | None = None,
 ) -> S:
-    """Put one section together and check it.
+    """Read the configuration for one section; arguments and errors are those of `Configuration` and its `load`."""
+    return Configuration(file, profile).load(section, flags, recipe_fields)
+
+
+def describe(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
+    """Say what is wrong with the first five settings, as flags.
 
     Args:
-        section: Which one.
-        flags: Values from the command line; they win.
-        file: YAML file; `ray_config.yaml` in the working directory, if there is one, when not given.
-        overridable: Names that aren't the section's own but may stand in it (a recipe's fields); they are collected,
-            unchecked, in its field `overrides`.
-        profile: Name of a profile; SENTIMENT_PROFILE, if it is set, when not given.
-
-    Raises:
-        ConfigError: A key is unknown, a value doesn't fit or is missing; says where it came from.
+        error: What checking them raised.
+        sources: Setting → file, profile or variable that its value is from; empty for a flag.
     """
-    own, extra = set(section.model_fields) - {"overrides"}, set(overridable)
-    values: dict[str, Any] = {}
-    for _, layer in _layers(section, own | extra, file, profile):
-        values |= layer
-    values |= flags
-    overrides = {name: values.pop(name) for name in list(values) if name not in own}
-    try:
-        settings = section.model_validate({**values, **({"overrides": overrides} if extra else {})})
-    except ValidationError as error:
-        raise ConfigError(describe(error)) from error
-    if isinstance(settings, StorageSettings):
-        _refuse_keys("storage.root", settings.root)
-        return settings
-    for name in settings.paths:
-        _refuse_keys(f"--{name.replace('_', '-')}", getattr(settings, name))
-    return settings.rooted(load(StorageSettings, {}, file, profile=profile).root)
-
-
-def _refuse_keys(name: str, given: str | list[str] | None) -> None:
-    """Refuse URIs that carry a store's keys: they would stand in logs, records and on the dashboard."""
-    if any(_WITH_KEYS.match(uri) for uri in (given if isinstance(given, list) else [given or ""])):
-        raise ConfigError(
-            f"{name}: keys don't belong in a URI, logs and dashboards show it; set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the store reads, or give the machine a role"
-        )
-
-
-def in_force(section: type[Section], file: str | None = None, profile: str | None = None) -> dict[str, tuple[Any, str]]:
-    """What a section holds without flags. Fields of a recipe among them aren't checked: recipes are chosen later.
-
-    Args:
-        section: Which one.
-        file: As for `load`, like the other.
-        profile: Name of a profile.
-
-    Returns:
-        Key → value and where it comes from; None and "to be given" where there is none.
-
-    Raises:
-        ConfigError: A key is unknown.
-    """
-    found: dict[str, tuple[Any, str]] = {}
-    for name, field in section.model_fields.items():
-        if name != "overrides":
-            is_required = field.default is PydanticUndefined
-            found[name] = (None, "to be given") if is_required else (field.default, "default")
-    known = None if "overrides" in section.model_fields else set(found)
-    for where, layer in _layers(section, known, file, profile):
-        found |= {name: (value, where) for name, value in layer.items()}
-    return found
-
-
-def describe(error: ValidationError) -> str:
-    """Say what is wrong with the first few settings, as flags."""
     problems = []
     for problem in error.errors(include_url=False)[:5]:
+        message = problem["msg"].removeprefix("Value error, ")
         if not problem["loc"]:
-            problems.append(problem["msg"].removeprefix("Value error, "))
-            continue
-        flag = "--" + str(problem["loc"][0]).replace("_", "-")
-        if problem["type"] == "missing":
-            problems.append(f"{flag} is required")
+            problems.append(message)
+        elif problem["type"] == "missing":
+            problems.append(f"{_flag(str(problem['loc'][0]))} is required")
         else:
-            problems.append(f"{flag}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
+            name = str(problem["loc"][0])
+            source = (sources or {}).get(name)
+            problems.append(
+                f"{_flag(name)}: {message}, got {problem['input']!r}" + (f" from {source}" if source else "")
+            )
     return "; ".join(problems)
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str) -> ConfigError:
-    """The error for a name that nobody knows, with the near ones."""
+    """The error for an unknown name, with the near ones, or else all that are known."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
     return ConfigError(f"unknown {what} {name!r} in {where}: {hint}")
 
 
-def _layers(
-    section: type[Section], known: set[str] | None, file: str | None, profile: str | None
-) -> list[tuple[str, dict[str, Any]]]:
-    """What each source says of a section, the weakest first, with its name."""
-    _check_environment()
-    path, content = _read(file)
-    profiles = content.pop(PROFILES, None) or {}
-    for name, sections in profiles.items():
-        _check_keys(sections or {}, f"profile {name} of {path}")
-    _check_keys(content, str(path))
-    layers = [(str(path), _section(section.section, known, content, str(path)))]
-    if chosen := profile or os.environ.get(PROFILE_VARIABLE):
-        if chosen not in profiles:
-            raise unknown("profile", chosen, profiles, str(path))
-        where = f"profile {chosen}"
-        layers.append((where, _section(section.section, known, profiles[chosen] or {}, f"{where} of {path}")))
-    environment = _from_environment(section, known)
-    prefix = _prefix(section)
-    layers += [(f"{prefix}{name.upper()}", {name: value}) for name, value in environment.items()]
-    return layers
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _read(file: str | None) -> tuple[Path, dict[str, Any]]:
-    path = Path(file or CONFIG_FILE)
+def _variable(section: type[Section], name: str) -> str:
+    return f"{section.model_config['env_prefix']}{name.upper()}"
+
+
+def _refuse_secrets(name: str, given: str | list[str] | None) -> None:
+    """Refuse URIs that carry a store's keys: they would stand in logs, manifests and on the dashboard."""
+    if any(_URI_WITH_SECRET.match(uri) for uri in (given if isinstance(given, list) else [given or ""])):
+        raise ConfigError(
+            f"{name}: keys don't belong in a URI, logs and dashboards show it; set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what else the store reads, or give the machine a role"
+        )
+
+
+def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
     if not path.exists():
-        if file is not None:
+        if must_exist:
             raise ConfigError(f"no configuration file at {path}")
-        return path, {}
+        return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    return _mapping_of_sections(content, str(path))
+
+
+def _mapping_of_sections(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold sections ({', '.join(SECTIONS)}), not a {type(content).__name__}")
-    if not isinstance(content.get(PROFILES) or {}, dict):
-        raise ConfigError(f"{PROFILES} of {path} must hold `name: sections`")
-    return path, content
+        raise ConfigError(f"{where} must hold sections ({', '.join(SECTIONS)}), not a {type(content).__name__}")
+    return content
 
 
-def _check_keys(content: Any, where: str) -> None:
-    """Refuse keys that no section has, also in sections that this command doesn't read.
+def _check_sections(content: Any, where: str) -> None:
+    for name, values in _mapping_of_sections(content, where).items():
+        if name not in SECTIONS:
+            raise unknown("section", str(name), SECTIONS, where)
+        section = SECTIONS[name]
+        # Those that take a recipe's fields too are checked by the command that knows which recipe.
+        known = None if "overrides" in section.model_fields else set(section.keys())
+        _check_keys(values or {}, known, section, where)
 
-    Those that take a recipe's settings too are checked when it is known which recipe.
-    """
-    for name, section in SECTIONS.items():
-        fields = set(section.model_fields)
-        _section(name, None if "overrides" in fields else fields, content, where)
+
+def _check_keys(values: Any, known: set[str] | None, section: type[Section], where: str) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"section {section.section} of {where} must hold `key: value` lines")
+    for name in values:
+        if known is not None and name not in {*known, *dict(section.renamed)}:
+            raise unknown("key", str(name), known, f"section {section.section} of {where}")
+
+
+def _is_service_link(variable: str) -> bool:
+    return _SERVICE_LINK.fullmatch(f"{variable}={os.environ.get(variable, '')}") is not None
 
 
 def _check_environment() -> None:
     """Refuse a variable that was meant for a section and names none: SENTIMENT_TRIAN_SEED."""
-    prefixes = tuple(map(_prefix, SECTIONS.values()))
-    strangers = [
-        name
-        for name in os.environ
-        if name.startswith(_OURS) and not name.startswith((*prefixes, *_NO_SETTINGS)) and not _is_service_link(name)
-    ]
-    if strangers:
-        settings = [_prefix(one) + name.upper() for one in SECTIONS.values() for name in one.model_fields]
-        ends = [name.removeprefix(_OURS) for name in settings]
-        for variable in strangers:
-            # Another program may have variables that begin so.
-            if difflib.get_close_matches(variable.removeprefix(_OURS), ends, cutoff=0.8):
-                raise unknown("setting", variable, settings, "the environment")
+    prefixes = tuple(_variable(section, "") for section in SECTIONS.values())
+    known = [_variable(section, name) for section in SECTIONS.values() for name in section.model_fields]
+    ends = [name.removeprefix("SENTIMENT_") for name in known]
+    for name in os.environ:
+        if (
+            not name.startswith("SENTIMENT_")
+            or name.startswith((*prefixes, *_OTHER_VARIABLES))
+            or _is_service_link(name)
+        ):
+            continue
+        # Another program may have variables that begin so.
+        if difflib.get_close_matches(name.removeprefix("SENTIMENT_"), ends, cutoff=0.8):
+            raise unknown("setting", name, known, "the environment")
 
 
-def _section(section: str, known: set[str] | None, content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where} must hold sections ({', '.join(SECTIONS)}), not a {type(content).__name__}")
-    for name in content:
-        if name not in SECTIONS:
-            raise unknown("section", str(name), SECTIONS, where)
-    values = content.get(section) or {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"section {section} of {where} must hold `key: value` lines")
-    for name in values:
-        if known is not None and name not in known:
-            raise unknown("key", str(name), known, f"section {section} of {where}")
-    return values
-
-
-def _from_environment(section: type[Section], known: set[str] | None) -> dict[str, Any]:
-    prefix = _prefix(section)
-    extra: dict[str, Any] = {}
-    others = [other for other in map(_prefix, SECTIONS.values()) if len(other) > len(prefix)]
-    for variable, value in os.environ.items():
-        # SENTIMENT_TRAIN_BERT_SEED is no setting BERT_SEED of section train.
-        is_own = variable.startswith(prefix) and not variable.startswith(tuple(others))
-        if is_own and not _is_service_link(variable):
-            name = variable.removeprefix(prefix).lower()
-            if known is not None and name not in known:
-                raise unknown(
-                    "setting", variable, (prefix + known_name.upper() for known_name in known), "the environment"
-                )
-            if name not in section.model_fields:
-                extra[name] = value
+def _environment(section: type[Section], known: set[str]) -> dict[str, Any]:
+    """Values of a section's variables; those that aren't its fields stay text."""
+    prefix = _variable(section, "")
+    # SENTIMENT_TRAIN_BERT_SEED is no setting BERT_SEED of section train.
+    others = tuple(other for other in (_variable(one, "") for one in SECTIONS.values()) if len(other) > len(prefix))
+    names = {
+        variable.removeprefix(prefix).lower(): variable
+        for variable in os.environ
+        if variable.startswith(prefix) and not variable.startswith(others) and not _is_service_link(variable)
+    }
+    for name, variable in names.items():
+        if name not in {*known, *dict(section.renamed)}:
+            raise unknown("setting", variable, (_variable(section, one) for one in known), "the environment")
     try:
-        found = EnvSettingsSource(section)()
-        return extra | {name: value for name, value in found.items() if not _is_service_link(prefix + name.upper())}
+        parsed = EnvSettingsSource(section)()
     except SettingsError as error:
         raise ConfigError(f'{error}: a list is written as JSON, {prefix}…=\'["a.csv", "b.csv"]\'') from error
-
-
-def _is_service_link(variable: str) -> bool:
-    """Whether it is one of those that Kubernetes gives to all pods for a Service called `sentiment-…`."""
-    return _SERVICE_LINK.fullmatch(f"{variable}={os.environ.get(variable, '')}") is not None
-
-
-def _prefix(section: type[Section]) -> str:
-    return str(section.model_config["env_prefix"])
-
-
-def fields_of(model: type[BaseModel], leave_out: Iterable[str] = ()) -> list[str]:
-    """Names of a model's fields, in their order."""
-    return [name for name in model.model_fields if name not in set(leave_out)]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print what is in force; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sentiment.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("section", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all by default")
-    parser.add_argument("--config", metavar="FILE", help=f"configuration file (default: {CONFIG_FILE} if there)")
-    parser.add_argument("--profile", metavar="NAME", help=f"profile in it (also {PROFILE_VARIABLE})")
-    args = parser.parse_args(argv)
-    try:
-        for name in args.section or SECTIONS:
-            if name not in SECTIONS:
-                raise unknown("section", name, SECTIONS, "the command line")
-            _show(name, in_force(SECTIONS[name], args.config, args.profile))
-        sys.stdout.flush()
-    except ConfigError as error:
-        print(f"config: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `| head` has seen enough; what Python itself still writes goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-def _show(section: str, settings: Mapping[str, tuple[Any, str]]) -> None:
-    print(f"{section}:")
-    for name, (value, where) in settings.items():
-        said = "" if where == "to be given" else value if isinstance(value, str) else json.dumps(value)
-        line = f"  {name}: {said}"
-        print(f"{line:<44}  # {where}")
+    unparsed = {name: os.environ[variable] for name, variable in names.items() if name not in section.model_fields}
+    return unparsed | {name: value for name, value in parsed.items() if not _is_service_link(_variable(section, name))}
 
 
 if __name__ == "__main__":
+    from sentiment.config_command import main
+
     sys.exit(main())

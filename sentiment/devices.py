@@ -34,7 +34,7 @@ def limit_threads(num_threads: int) -> None:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware; where it is emulated, it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 

@@ -12,7 +12,7 @@ never carries a user's text. Mistakes of a programmer are asserts, not these.
 
 
 class SentimentError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that the user can fix."""
 
 
 class ConfigError(SentimentError):

@@ -41,14 +41,7 @@ class Counts:
     sums: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
 
     def add(self, logits_B: Tensor, labels_B: Tensor, losses_B: Tensor, weights_B: Tensor | None = None) -> None:
-        """Count a batch.
-
-        Args:
-            logits_B: Logits of the positive class.
-            labels_B: 0 or 1.
-            losses_B: Loss of each row.
-            weights_B: 0 leaves a row out.
-        """
+        """Count a batch by its logits of the positive class; rows of weight 0 are left out."""
         weights_B = torch.ones_like(labels_B) if weights_B is None else weights_B
         cells_B = (labels_B * 2 + (logits_B >= 0)).to(torch.int64)
         cells_4 = torch.zeros(4, dtype=torch.float64, device=labels_B.device).index_add_(0, cells_B, weights_B.double())

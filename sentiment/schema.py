@@ -29,7 +29,7 @@ TEXT = "text"
 LABEL = "label"
 IDS = "ids"
 
-# What an evaluated row was labelled, 0 or 1.
+# What an evaluated row was labeled, 0 or 1.
 TRUE_LABEL = "true_label"
 
 # Added by scoring; its label is a word of `LABELS`.

@@ -1,19 +1,87 @@
-"""What can be set: a section for each job and one for Ray, as they stand in `ray_config.yaml`.
+"""Every setting: a class for each section of `ray_config.yaml`, whose fields are its keys and the flags of its command.
 
-Imports neither torch nor ray, so that `--help` and a mistyped flag answer at once.
+A field's description is the one text about it: `--help`, the comments of `ray_config.yaml` and docs/settings.md are
+made of it, its type, limits and default. Imports neither torch nor Ray, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from sentiment.section import FLAG_ALONE, Section
+from sentiment.storage.uris import is_uri, join
 
-Precision = Literal["auto", "bf16", "float32"]
-Encoding = Literal["auto", "utf-8", "latin-1"]
+# In a field's `json_schema_extra`: what its flag means when no value follows.
+FLAG_ALONE = "flag_alone"
+Pairs = tuple[tuple[str, str], ...]
+
+
+class Section(BaseSettings):
+    """One section of `ray_config.yaml`, frozen and checked; the fields that people need first come first.
+
+    Attributes:
+        section: Its name; its variables are SENTIMENT_<SECTION>_<KEY>.
+        paths: Fields that hold paths or URIs of data, models and results; relative ones begin at `storage.root`.
+        groups: Headings of `--help`, each behind the name of the first field below it.
+        renamed: Old names of keys, each with today's; the old ones still work, with a warning.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    section: ClassVar[str]
+    paths: ClassVar[tuple[str, ...]] = ()
+    groups: ClassVar[Pairs] = ()
+    renamed: ClassVar[Pairs] = ()
+    _root: str | None = PrivateAttr(None)
+    _config_flags: tuple[str, ...] = PrivateAttr(())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Name the section's variables after it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.model_config["env_prefix"] = f"SENTIMENT_{cls.section.upper()}_"
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take arguments only: `sentiment.config` reads file and environment, and knows which value came from where."""
+        return (init_settings,)
+
+    @classmethod
+    def keys(cls) -> dict[str, FieldInfo]:
+        """The section's keys and their fields: all fields but `overrides`, which holds a recipe's."""
+        return {name: field for name, field in cls.model_fields.items() if name != "overrides"}
+
+    def rooted(self, root: str | None) -> Self:
+        """Copy whose relative paths begin at a folder or URI.
+
+        Args:
+            root: The folder or URI; None: paths stay relative to the working directory.
+        """
+        given = {name: value for name in self.paths if (value := getattr(self, name)) is not None}
+        rooted = {
+            name: [_join(root, path) for path in value] if isinstance(value, list) else _join(root, value)
+            for name, value in given.items()
+        }
+        settings = self.model_copy(update=rooted)
+        settings._root = root
+        return settings
+
+    @property
+    def is_rooted(self) -> bool:
+        """Whether relative paths begin elsewhere than in the working directory."""
+        return bool(self._root)
+
+    def at_root(self, path: str) -> str:
+        """A path that no field holds, such as a recipe's default data set, relative to the same root."""
+        return _join(self._root, path)
+
+
+def _join(root: str | None, path: str) -> str:
+    return path if not root or is_uri(path) or path.startswith(("/", "~")) else join(root, path)
 
 
 def _range(given: Any) -> int | list[int]:
@@ -25,59 +93,98 @@ def _range(given: Any) -> int | list[int]:
     return ends[0] if len(ends) == 1 else ends
 
 
+Precision = Literal["auto", "bf16", "float32"]
+Encoding = Literal["auto", "utf-8", "latin-1"]
 NumWorkers = Annotated[int | tuple[int, int], BeforeValidator(_range)]
+
+# Settings that several sections have, with the same meaning.
+_Precision = Annotated[
+    Precision, Field(description="number format of the forward pass; auto: bf16 where the hardware has it")
+]
+_Encoding = Annotated[
+    Encoding, Field(description="encoding of text files; auto: UTF-8, or Latin-1 for lines of Sentiment140 that aren't")
+]
+_TextColumn = Annotated[
+    str | None, Field(description="column with the text; null: found by its name (text, tweet, review, …)")
+]
+_LabelColumn = Annotated[
+    str | None, Field(description="column with the label; null: found by its name (label, sentiment, polarity, …)")
+]
+_Labeled = Annotated[list[str], Field(min_length=1, description="labeled files, folders, globs or URIs to read")]
+_Model = Annotated[str, Field(description="bundle (folder or URI) that a training job wrote")]
+_NumActors = Annotated[
+    int | None, Field(gt=0, description="model actors; null: one for each CPU of the cluster, with use_gpu each GPU")
+]
+_ActorsOnGpu = Annotated[bool, Field(description="run the model actors on GPUs")]
+_GpusPerActor = Annotated[float, Field(gt=0, description="GPUs of a model actor with use_gpu; 0.25: four share one")]
+_SortWindowRows = Annotated[
+    int,
+    Field(gt=0, description="rows that a model actor sorts by length together; more: less padding, more memory"),
+]
+_Overwrite = Annotated[bool, Field(description="replace what the output folder holds")]
 
 
 class StorageSettings(Section):
-    """Where data, models and results are."""
+    """Where relative paths of data, models and results begin, for all commands."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_STORAGE_")
     section = "storage"
 
-    root: str | None = Field(
-        None, description="folder or URI that relative paths begin at; none: the working directory"
-    )
+    root: str | None = None
+    """folder or URI that relative paths begin at, such as s3://bucket/sentiment or /mnt/shared; null: the working
+    directory"""
 
 
 class RaySettings(Section):
-    """How jobs find Ray, or start their own."""
+    """How a command finds a Ray cluster, or starts a Ray of its own in its process (the embedded Ray)."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_RAY_")
     section = "ray"
 
-    address: str | None = Field(None, description="cluster to join (also RAY_ADDRESS); none: an embedded Ray")
-    num_cpus: int | None = Field(None, gt=0, description="logical CPUs of the embedded Ray; none: the machine's cores")
-    num_gpus: int | None = Field(None, ge=0, description="logical GPUs of the embedded Ray; none: the machine's GPUs")
-    object_store_gib: float | None = Field(None, ge=0.1, description="shared memory of the embedded Ray, GiB")
-    wait_for_nodes_s: float = Field(
-        0.0,
-        ge=0,
-        description="so long a job waits for nodes that it needs and asks an autoscaler for; 0: not at all",
-    )
-    dashboard: bool = Field(False, description="start the dashboard of the embedded Ray")
-    verbose: bool = Field(False, description="show Ray's own log lines")
+    address: str | None = None
+    """Ray cluster to join, such as "auto" or ray://head:10001; null: RAY_ADDRESS, or else an embedded Ray"""
+    num_cpus: int | None = Field(None, gt=0)
+    """logical CPUs of the embedded Ray; null: the machine's cores"""
+    num_gpus: int | None = Field(None, ge=0)
+    """logical GPUs of the embedded Ray; null: the machine's GPUs"""
+    object_store_gib: float | None = Field(None, ge=0.1)
+    """shared memory of the embedded Ray, in GiB; null: 30 % of the machine's memory"""
+    wait_for_nodes_s: float = Field(0.0, ge=0)
+    """seconds to wait for an autoscaler to add the nodes that a job needs; 0: refuse at once"""
+    worker_timeout_s: float = Field(120.0, gt=0)
+    """seconds without a sign of life after which a worker process counts as frozen and is replaced"""
+    dashboard: bool = False
+    """start the embedded Ray's dashboard, at http://127.0.0.1:8265"""
+    verbose: bool = False
+    """show debug messages, and Ray's own log lines"""
 
 
 class PrepareSettings(Section):
-    """`jobs/prepare.py`."""
+    """What `sentiment prepare` reads, how it splits the rows, and the vocabulary that it builds."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_PREPARE_")
     section = "prepare"
     paths = ("input", "test_input", "output")
+    groups = (("encoding", "input"), ("seed", "splits"), ("vocabulary_size", "vocabulary"), ("rows_per_file", "output"))
 
-    input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
-    output: str = Field(description="folder for the prepared data")
-    test_input: list[str] = Field([], description="official test set, kept apart and left as it is")
-    text_column: str | None = Field(None, description="column with the text; found by name if not given")
-    label_column: str | None = Field(None, description="column with the label; found by name if not given")
-    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
-    seed: int = Field(1, description="picks which texts fall into validation and test")
-    validation_share: float = Field(0.05, ge=0, lt=1, description="share of the rows kept for validation")
-    test_share: float = Field(0.10, ge=0, lt=1, description="share kept for testing; 0 with --test-input")
-    vocabulary_size: int = Field(25_000, gt=0, description="words at most, beside <unk> and <pad>")
-    min_frequency: int = Field(2, gt=0, description="rarer words are <unk>, so that its vector is trained")
-    rows_per_file: int = Field(100_000, gt=0, description="rows of a Parquet file, about")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
+    input: _Labeled
+    output: str
+    """folder or URI for the prepared data set"""
+    test_input: list[str] = []
+    """official test set (files, folders, globs or URIs), kept apart and never split"""
+    text_column: _TextColumn = None
+    label_column: _LabelColumn = None
+    encoding: _Encoding = "auto"
+    seed: int = 1
+    """seed of the hash that assigns texts to training, validation and test"""
+    validation_share: float = Field(0.05, ge=0, lt=1)
+    """share of the rows for validation, which picks the best epoch: a few thousand rows are enough"""
+    test_share: float = Field(0.10, ge=0, lt=1)
+    """share of the rows for testing; 5,000 rows measure accuracy to half a point; 0 with test_input"""
+    vocabulary_size: int = Field(25_000, gt=0, le=1_000_000)
+    """maximum words of the vocabulary, besides <unk> and <pad>"""
+    min_frequency: int = Field(2, gt=0)
+    """occurrences a word needs to enter the vocabulary; rarer ones train the vector of <unk>"""
+    rows_per_file: int = Field(100_000, gt=0)
+    """approximate rows of each Parquet file"""
+    overwrite: _Overwrite = False
 
     @model_validator(mode="after")
     def _leave_rows_to_train_on(self) -> Self:
@@ -87,36 +194,44 @@ class PrepareSettings(Section):
 
 
 class TrainSettings(Section):
-    """`jobs/train_lstm.py`; the recipe's own fields are flags too."""
+    """How `sentiment train lstm` trains; fields of the recipe may stand here too, such as `epochs: 5`."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_")
     section = "train"
     paths: ClassVar[tuple[str, ...]] = ("data", "output")
+    groups: ClassVar[Pairs] = (("cpus_per_worker", "workers"), ("resume", "checkpoints"), ("mlflow", "tracking"))
 
-    data: str | None = Field(
-        None, description="folder that jobs/prepare.py wrote; none: runs/imdb or runs/sentiment140, by recipe"
-    )
-    output: str = Field(description="folder for checkpoints, curve, metrics and the bundle")
-    recipe: str = Field("tweets", description="named recipe of sentiment/recipes.py")
-    num_workers: NumWorkers = Field(
-        2, description="Ray Train workers, data-parallel; 1-4: as many as there is room for, more or fewer on the way"
-    )
-    use_gpu: bool = Field(False, description="one GPU for each worker")
-    cpus_per_worker: int = Field(1, gt=0, description="CPUs, and torch threads, of a worker")
-    seed: int = Field(1, ge=0, lt=2**63, description="everything random follows from it")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    resume: bool = Field(False, description="go on from the last checkpoint in --output")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
-    checkpoint_steps: int = Field(0, ge=0, description="a checkpoint every so many steps beside each epoch's; 0: none")
-    max_failures: int = Field(2, ge=0, description="lost workers that are made good from the last checkpoint")
-    collective_timeout_s: int = Field(120, gt=0, description="a worker that waits longer for the others fails, s")
-    mlflow: str | None = Field(
-        None,
-        description="log to MLflow: tracking URI, or a folder for its database; without a value: runs/mlflow",
-        json_schema_extra={FLAG_ALONE: "runs/mlflow"},
-    )
-    mlflow_experiment: str = Field("sentiment", min_length=1, description="MLflow experiment that runs are logged to")
-    overrides: dict[str, Any] = Field({}, description="fields of the recipe that were set")
+    data: str | None = None
+    """prepared data set that `sentiment prepare` wrote; null: runs/imdb or runs/sentiment140, by recipe"""
+    output: str
+    """folder or URI for checkpoints, learning curve, metrics and the bundle"""
+    recipe: str = "tweets"
+    """named recipe: model and hyperparameters; --help lists them"""
+    num_workers: NumWorkers = 2
+    """data-parallel Ray Train workers, which divide each batch; 1-4 ([1, 4] in YAML): elastic, as many as the cluster
+    has room for at the time"""
+    use_gpu: bool = False
+    """give each worker one GPU"""
+    cpus_per_worker: int = Field(1, gt=0)
+    """CPUs, and torch threads, of a worker; more workers beat threads"""
+    seed: int = Field(1, ge=0, lt=2**63)
+    """seed of everything random in training"""
+    precision: _Precision = "auto"
+    resume: bool = False
+    """resume from the last checkpoint in the output folder"""
+    overwrite: _Overwrite = False
+    checkpoint_steps: int = Field(0, ge=0)
+    """optimizer steps between checkpoints, besides the one after each epoch; 0: none"""
+    max_failures: int = Field(2, ge=0)
+    """worker failures after which training restarts from the last checkpoint; one more ends it"""
+    collective_timeout_s: int = Field(120, gt=0)
+    """seconds that a worker waits for the others before it fails, which bounds a hang"""
+    mlflow: str | None = Field(None, json_schema_extra={FLAG_ALONE: "runs/mlflow"})
+    """log to MLflow: a tracking URI, or a folder for its database (the flag without a value: runs/mlflow); null: no
+    tracking"""
+    mlflow_experiment: str = Field("sentiment", min_length=1)
+    """MLflow experiment that runs are logged to"""
+    overrides: dict[str, Any] = {}
+    """fields of the recipe that were set"""
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -125,84 +240,136 @@ class TrainSettings(Section):
 
 
 class TrainBertSettings(TrainSettings):
-    """`jobs/train_bert.py`; the recipe's own fields are flags too."""
+    """How `sentiment train bert` trains; fields of the recipe may stand here too, such as `encoder: minilm`."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_TRAIN_BERT_")
     section = "train_bert"
     paths = ("data", "output", "features")
+    groups = (*TrainSettings.groups, ("cache_features", "encoder"))
 
-    output: str = Field("runs/bert", description="folder for checkpoints, curve, metrics and the bundle")
-    recipe: str = Field("bert-gru", description="named recipe of sentiment/bert_recipes.py")
-    cache_features: Literal["auto", "always", "never"] = Field(
-        "auto", description="keep what the frozen encoder makes of a text; auto: if the disk has room for it"
-    )
-    features: str | None = Field(
-        None, description="folder for that, shared by runs and kept after them; none: in --output, removed at the end"
-    )
-    pass_tokens: int = Field(
-        16_384, gt=0, description="padded tokens of a training pass; more are several passes with gradients added up"
-    )
-    encoder_by_reference: bool = Field(
-        False, description="the bundle names the encoder with revision and sha256 instead of carrying its weights"
-    )
+    output: str = "runs/bert"
+    """folder or URI for checkpoints, learning curve, metrics and the bundle"""
+    recipe: str = "bert-gru"
+    """named recipe: model and hyperparameters; --help lists them"""
+    cache_features: Literal["auto", "always", "never"] = "auto"
+    """compute the frozen encoder's features once and keep them on disk; auto: if they take less than 80 % of what is
+    free"""
+    features: str | None = None
+    """folder for cached features, shared by runs and kept; null: in the output folder, removed at the end"""
+    pass_tokens: int = Field(16_384, gt=0)
+    """maximum padded tokens per micro-batch; larger batches are split and their gradients accumulated"""
+    encoder_by_reference: bool = False
+    """the bundle names the encoder (revision and sha256) instead of containing its weights"""
 
 
 class ScoreSettings(Section):
-    """`jobs/score.py`."""
+    """What `sentiment score` reads, which model actors score it, and the Parquet that it writes."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_SCORE_")
     section = "score"
     paths = ("model", "input", "output")
+    groups = (("id_column", "input"), ("use_gpu", "model actors"), ("rows_per_file", "output"))
+    renamed = (("batch_rows", "sort_window_rows"),)
 
-    model: str = Field(description="bundle that a training job wrote")
-    input: list[str] = Field(min_length=1, description="files, folders, globs or URIs to score")
-    output: str = Field(description="folder for scored/, rejected/ and manifest.json; a run that was stopped goes on")
-    text_column: str | None = Field(None, description="column with the text; found by name if not given")
-    id_column: str | None = Field(None, description="column whose value rejected rows keep too, as text")
-    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
-    num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
-    use_gpu: bool = Field(False, description="model actors run on GPUs")
-    gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor; 0.25 puts four on one")
-    batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    rows_per_file: int | None = Field(
-        None, gt=0, description="rows of a Parquet file, about; none: 4,096 to 262,144, as suits input and actors"
-    )
-    partition_by: list[str] = Field([], description="columns that become folders of scored/, such as label")
-    strict: bool = Field(False, description="stop at the first file that can't be read; else it is rejected/ rows")
-    overwrite: bool = Field(False, description="start clean: replace what the output folder holds")
+    model: _Model
+    input: list[str] = Field(min_length=1)
+    """files, folders, globs or URIs to score"""
+    output: str
+    """folder or URI for scored/, rejected/ and manifest.json; an interrupted run in it is resumed"""
+    text_column: _TextColumn = None
+    num_actors: _NumActors = None
+    id_column: str | None = None
+    """column whose value is kept, as text, with rejected rows too; null: none"""
+    encoding: _Encoding = "auto"
+    strict: bool = False
+    """stop at the first unreadable file instead of writing it to rejected/ with its reason"""
+    use_gpu: _ActorsOnGpu = False
+    gpus_per_actor: _GpusPerActor = 1.0
+    sort_window_rows: _SortWindowRows = 4096
+    precision: _Precision = "auto"
+    rows_per_file: int | None = Field(None, gt=0)
+    """approximate rows of each Parquet file; null: 4,096 to 262,144, depending on input size and actors"""
+    partition_by: list[str] = []
+    """columns that become subfolders of scored/, such as label"""
+    overwrite: bool = False
+    """start over: replace what the output folder holds instead of resuming"""
+
+
+class EvaluateSettings(Section):
+    """What `sentiment evaluate` measures a bundle on, and which model actors score it."""
+
+    section = "evaluate"
+    paths = ("model", "input", "output")
+    groups = (("encoding", "input"), ("num_actors", "model actors"), ("overwrite", "output"))
+    renamed = ScoreSettings.renamed
+
+    model: _Model
+    input: _Labeled
+    output: str
+    """folder or URI for evaluation.json, scored/ and rejected/"""
+    text_column: _TextColumn = None
+    label_column: _LabelColumn = None
+    encoding: _Encoding = "auto"
+    num_actors: _NumActors = None
+    use_gpu: _ActorsOnGpu = False
+    gpus_per_actor: _GpusPerActor = 1.0
+    sort_window_rows: _SortWindowRows = 4096
+    precision: _Precision = "auto"
+    overwrite: _Overwrite = False
 
 
 class ServeSettings(Section):
-    """`python -m serve_app` and `serve_app.app:build`."""
+    """What `sentiment serve` and `serve_app.app:build` serve, on how many replicas, and the limits of a request."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_SERVE_")
     section = "serve"
     paths = ("model",)
-
-    model: str = Field(description="bundle that a training job wrote")
-    name: str = Field("sentiment", pattern=r"^[\w.-]+$", description="of the model, in /v2/models/NAME")
-    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 for all of the machine's")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen at")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    min_replicas: int = Field(1, ge=0, description="replicas that are always there; 0: the first request waits for one")
-    max_replicas: int = Field(2, gt=0, description="replicas under load")
-    cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of a replica, and threads of its model")
-    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of a replica, or its share of one")
-    target_ongoing_requests: int = Field(32, gt=0, description="requests at a time that a replica should have")
-    upscale_delay_s: float = Field(10.0, ge=0, description="so long there must be too many of them, s")
-    downscale_delay_s: float = Field(300.0, ge=0, description="so long there must be too few of them, s")
-    max_ongoing_requests: int = Field(4096, gt=0, description="requests at a time that a replica takes")
-    max_batch_tokens: int = Field(4096, gt=0, description="tokens of a batch; more: more texts/s, later answers")
-    max_queued_texts: int = Field(2048, gt=0, description="texts that may wait in a replica; further ones get a 429")
-    retry_after_s: float = Field(1.0, gt=0, description="when clients shall try again then, s")
-    request_timeout_s: float = Field(30.0, gt=0, description="no answer in so many seconds becomes a 504")
-    max_texts: int = Field(1024, gt=0, description="texts of a request")
-    max_text_chars: int = Field(100_000, gt=0, description="characters of a text; the model reads its first tokens")
-    max_body_mib: float = Field(8.0, gt=0, description="size of a request but of /score, which has no end, MiB")
-    api_keys_file: str | None = Field(
-        None, description="file with an API key on each line; or SENTIMENT_API_KEYS; without both none is asked for"
+    groups = (
+        ("name", "model and access"),
+        ("min_replicas", "replicas"),
+        ("max_batch_tokens", "batching and limits of a replica"),
+        ("max_texts", "limits of a request"),
     )
+
+    model: _Model
+    host: str = "127.0.0.1"
+    """address to listen at; 0.0.0.0: all of the machine's addresses"""
+    port: int = Field(8000, ge=0, le=65535)
+    """TCP port to listen at"""
+    max_replicas: int = Field(2, gt=0)
+    """maximum replicas, started under load"""
+    gpus_per_replica: float = Field(0.0, ge=0)
+    """GPUs of a replica; 0.25: four share one; 0: on the CPU"""
+    name: str = Field("sentiment", pattern=r"^[\w.-]+$")
+    """name of the model in the URL /v2/models/NAME"""
+    precision: _Precision = "auto"
+    api_keys_file: str | None = None
+    """file with an API key on each line; null: SENTIMENT_API_KEYS, or else no key is needed"""
+    min_replicas: int = Field(1, ge=0)
+    """replicas that are always running; 0: the first request waits until one has started"""
+    cpus_per_replica: float = Field(1.0, ge=0)
+    """CPUs of a replica, and threads of its model"""
+    target_ongoing_requests: int = Field(32, gt=0)
+    """concurrent requests per replica that autoscaling aims at"""
+    upscale_delay_s: float = Field(10.0, ge=0)
+    """seconds of sustained load above target before a replica is added"""
+    downscale_delay_s: float = Field(300.0, ge=0)
+    """seconds of sustained load below target before a replica is removed"""
+    max_ongoing_requests: int = Field(4096, gt=0)
+    """maximum concurrent requests of a replica; keep it above max_queued_texts, whose 429 says more"""
+    max_batch_tokens: int = Field(4096, gt=0)
+    """maximum padded tokens of a batch; more: higher throughput, higher latency"""
+    max_queued_texts: int = Field(2048, gt=0)
+    """maximum texts queued in a replica; requests beyond are answered with 429"""
+    retry_after_s: float = Field(1.0, gt=0)
+    """seconds that clients are told to wait after a 429"""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """seconds until a request without an answer is answered with 504"""
+    max_streams: int = Field(16, gt=0)
+    """maximum concurrent /score streams of a replica; further ones are answered with 429"""
+    max_texts: int = Field(1024, gt=0)
+    """maximum texts of a request"""
+    max_text_chars: int = Field(100_000, gt=0)
+    """maximum characters of a text, of which the model reads the first tokens"""
+    max_body_mib: float = Field(8.0, gt=0, le=64)
+    """maximum size of a request body, in MiB; /score streams have no limit"""
 
     @model_validator(mode="after")
     def _have_room_between_least_and_most(self) -> Self:
@@ -211,52 +378,40 @@ class ServeSettings(Section):
         return self
 
 
-class EvaluateSettings(Section):
-    """`jobs/evaluate.py`."""
-
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_EVALUATE_")
-    section = "evaluate"
-    paths = ("model", "input", "output")
-
-    model: str = Field(description="bundle that a training job wrote")
-    input: list[str] = Field(min_length=1, description="labelled files, folders, globs or URIs")
-    output: str = Field(description="folder for evaluation.json, scored/ and rejected/")
-    text_column: str | None = Field(None, description="column with the text; found by name if not given")
-    label_column: str | None = Field(None, description="column with the label; found by name if not given")
-    encoding: Encoding = Field("auto", description="of csv and tsv: auto, utf-8 or latin-1")
-    num_actors: int | None = Field(None, gt=0, description="model actors; none: one for each CPU, or each GPU")
-    use_gpu: bool = Field(False, description="model actors run on GPUs")
-    gpus_per_actor: float = Field(1.0, gt=0, description="GPU share of an actor")
-    batch_rows: int = Field(4096, gt=0, description="rows that an actor takes at once and sorts by length")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    overwrite: bool = Field(False, description="replace what the output folder holds")
-
-
 class ReproduceSettings(Section):
-    """`jobs/reproduce.py`."""
+    """Which recipes `jobs/reproduce.py` trains on which data, to compare them with their sources, and its resources."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_REPRODUCE_")
     section = "reproduce"
     paths = ("imdb", "sentiment140", "output")
+    groups = (("datasets", "comparisons"), ("output", "output"), ("cpus_per_run", "resources"))
 
-    imdb: str | None = Field(
-        None, description="IMDB as jobs/prepare.py wrote it; runs/imdb if neither of both is given"
-    )
-    sentiment140: str | None = Field(None, description="Sentiment140, likewise; runs/sentiment140")
-    recipes: list[str] = Field([], description="recipes to run; none: all")
-    seeds: list[int] = Field([1, 2, 3], min_length=1, description="a run for each")
-    datasets: Literal["own", "all"] = Field("own", description="data that a recipe is meant for, or all that is given")
-    vectors: str | None = Field(None, description="file or name of vectors to use where a recipe asks for some")
-    max_lengths: list[int] = Field([128, 256, 1024], description="other maximum lengths that IMDB runs are measured at")
-    baseline: bool = Field(True, description="also TF-IDF with logistic regression (needs the extra `baseline`)")
-    output: str = Field(
-        "runs/reproduction", description="folder for the runs, seen by all nodes; finished ones are kept"
-    )
-    overwrite: bool = Field(False, description="replace runs of other data or settings in --output")
-    report: str = Field("docs/results", description="folder for reproduction.md and reproduction.json")
-    cpus_per_run: int = Field(1, gt=0, description="CPUs, and torch threads, of a run")
-    gpus_per_run: float = Field(0.0, ge=0, description="GPU share of a run; 0.25 puts four on one")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    imdb: str | None = None
+    """IMDB as `sentiment prepare` wrote it; null: runs/imdb, unless sentiment140 is given"""
+    sentiment140: str | None = None
+    """Sentiment140 as `sentiment prepare` wrote it; null: runs/sentiment140, unless imdb is given"""
+    recipes: list[str] = []
+    """recipes to train; empty: all"""
+    seeds: list[int] = Field([1, 2, 3], min_length=1)
+    """seeds; each recipe is trained once with each"""
+    vectors: str | None = None
+    """file or name of word vectors for the recipes that use some; null: those that they name"""
+    datasets: Literal["own", "all"] = "own"
+    """data for each recipe; own: what it is meant for; all: whatever is given"""
+    max_lengths: list[int] = [128, 256, 1024]
+    """further maximum lengths, in tokens, that IMDB is measured at with the first seed"""
+    baseline: bool = True
+    """also measure TF-IDF with logistic regression (needs the extra `baseline`)"""
+    output: str = "runs/reproduction"
+    """folder or URI for the runs, seen by all nodes; finished ones are kept"""
+    overwrite: bool = False
+    """replace runs of other data or settings in the output folder"""
+    report: str = "docs/results"
+    """folder for reproduction.md and reproduction.json"""
+    cpus_per_run: int = Field(1, gt=0)
+    """CPUs, and torch threads, of a run; more runs at once beat threads"""
+    gpus_per_run: float = Field(0.0, ge=0)
+    """GPUs of a run; 0.25: four share one; 0: on the CPU"""
+    precision: _Precision = "auto"
 
     @model_validator(mode="after")
     def _hold_numbers_in_range(self) -> Self:
@@ -268,29 +423,25 @@ class ReproduceSettings(Section):
 
 
 class DemoSettings(Section):
-    """`jobs/demo.py`."""
+    """What `sentiment demo` runs on, and where its results go."""
 
-    model_config = SettingsConfigDict(env_prefix="SENTIMENT_DEMO_")
     section = "demo"
 
-    data: str | None = Field(None, description="labelled tweets; none: the embedded corpus")
-    output: str = Field("runs/demo", description="folder for everything; replaced by each run")
-    config: str | None = Field(None, description="configuration file; handed on to the jobs")
-    profile: str | None = Field(None, description="profile in it; handed on too")
+    data: str | None = None
+    """labeled tweets in Sentiment140's form; null: a small corpus that is generated"""
+    output: str = "runs/demo"
+    """folder for all results; each run replaces it"""
+
+    @property
+    def config_flags(self) -> tuple[str, ...]:
+        """`--config` and `--profile` as they were given, for the commands that the demo runs."""
+        return self._config_flags
 
 
 SECTIONS: dict[str, type[Section]] = {
     cls.section: cls
     for cls in (
-        *(
-            StorageSettings,
-            RaySettings,
-            PrepareSettings,
-            TrainSettings,
-            TrainBertSettings,
-            ScoreSettings,
-            EvaluateSettings,
-        ),
-        *(ServeSettings, ReproduceSettings, DemoSettings),
+        *(StorageSettings, RaySettings, PrepareSettings, TrainSettings, TrainBertSettings, ScoreSettings),
+        *(EvaluateSettings, ServeSettings, ReproduceSettings, DemoSettings),
     )
 }

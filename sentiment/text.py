@@ -1,6 +1,6 @@
-"""The one normaliser, so that a model never meets a spelling in production that training wrote differently.
+"""The one normalizer, so that a model never meets a spelling in production that training wrote differently.
 
-Training, scoring and serving all read text through `normalise`. It folds what carries no sentiment (addresses, names,
+Training, scoring and serving all read text through `normalize`. It folds what carries no sentiment (addresses, names,
 escapes, invisible characters, the tenth "o" of "sooooo") and keeps what does: case, negations, stop words,
 punctuation, emoticons and emoji. Every step is one linear pass, because the text comes from strangers; most steps are
 skipped by a cheap substring test, because a tweet rarely needs them and there are 1.6 million. Only the standard
@@ -15,9 +15,11 @@ import re
 import unicodedata
 
 URL, USER = "<url>", "<user>"
+# Why a text gets no answer, wherever it came in: nothing is left of it that the model reads (`Predictor.has_text`).
+NO_TEXT = "no text"
 
 # The inside of a character class, shared with the tokenizer: what counts as one emoji. Symbols that plain text uses
-# as punctuation (arrows, (c), TM) are left out. Skin tones are in the range but `normalise` drops them first.
+# as punctuation (arrows, (c), TM) are left out. Skin tones are in the range but `normalize` drops them first.
 EMOJI = (
     "\u203c\u2049\u231a\u231b\u2328\u23cf\u23e9-\u23fa\u24c2\u25b6\u25c0\u25fb-\u25fe\u2600-\u27bf"
     "\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\U0001f000-\U0001faff"
@@ -45,7 +47,7 @@ _WINDOWS_1252 = {0x85: "\u2026", 0x91: "'", 0x92: "'", 0x93: '"', 0x94: '"', 0x9
 # Control characters, the replacement characters and noncharacters part words.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef\ufff9-\uffff]")
 # Format characters (Cf) but the joiner, variation selectors, and skin tones: one word for one gesture, and the
-# sentiment of a text must not hang on a skin colour.
+# sentiment of a text must not hang on a skin color.
 _INVISIBLE = re.compile(
     "[\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180b-\u180f\u200b\u200c\u200e\u200f\u202a-\u202e"
     "\u2060-\u206f\ufe00-\ufe0f\ufeff\U0001f3fb-\U0001f3ff\U000110bd\U000110cd\U00013430-\U0001343f"
@@ -81,7 +83,7 @@ _REPEAT = re.compile(r"([^\d.\s])\1{2,}")
 _MASK = (1 << 64) - 1
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Returns the text as every model of this project reads it.
 
     HTML is unescaped and line-break tags become a space; addresses become `<url>` and mentions `<user>`; hashtags
@@ -121,7 +123,7 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def fingerprint(normalised: str) -> int:
+def fingerprint(normalized: str) -> int:
     """Returns a 64-bit name for a text, the same on any machine, in any process and for any case.
 
     It finds duplicates and deals out splits. Two different texts share a value with odds of about n² / 2⁶⁵ over n
@@ -129,12 +131,12 @@ def fingerprint(normalised: str) -> int:
     taken for a duplicate.
 
     Args:
-        normalised: What `normalise` returned.
+        normalized: What `normalize` returned.
 
     Returns:
         A signed integer, so that it fits Arrow's and SQL's int64.
     """
-    digest = hashlib.blake2b(normalised.casefold().encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(normalized.casefold().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
@@ -155,7 +157,7 @@ def split_of(fingerprint: int, validation_share: float, test_share: float, seed:
     """
     assert min(validation_share, test_share) >= 0, "a share can't be negative"
     assert validation_share + test_share <= 1, "validation and test can't take more than all"
-    # The finaliser of SplitMix64: each bit of fingerprint and seed moves half the bits of the draw.
+    # The finalizer of SplitMix64: each bit of fingerprint and seed moves half the bits of the draw.
     draw = (fingerprint + (seed + 1) * 0x9E3779B97F4A7C15) & _MASK
     draw = ((draw ^ (draw >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     draw = ((draw ^ (draw >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -1,11 +1,46 @@
-"""What Ray Serve imports: `serve deploy cluster/serve.yaml`, or `serve run serve_app.app:build model=BUNDLE`."""
+"""The service on Ray Serve: `serve deploy cluster/serve.yaml`, or `serve run serve_app.app:build model=BUNDLE`.
+
+HTTP, tokenizer and model are in one replica: a second hop would cost more than the model.
+"""
 
 # Without postponed annotations: Ray Serve looks at the builder's to learn the type of its arguments.
+import gc
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
 from ray import serve
+from ray._common.network_utils import is_localhost
+from ray.serve._private import replica
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.util.metrics import Counter, Histogram
 
 from sentiment.config import load
+from sentiment.devices import limit_threads
+from sentiment.errors import ConfigError, SentimentError, brief
 from sentiment.settings import ServeSettings
-from serve_app.deployment import application
+from serve_app.asgi import create_app
+from serve_app.engine import Engine
+
+_LOG = logging.getLogger("ray.serve")
+_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+_TOKENS = [16, 64, 256, 1024, 4096, 16_384]
+# Replicas are looked after more often than by default (10 s, 30 s).
+_HEALTH_CHECK_PERIOD_S, _HEALTH_CHECK_TIMEOUT_S = 5.0, 10.0
+# Beside the time that a replica that goes has for the requests under way, s.
+_SHUTDOWN_MARGIN_S = 5.0
+# So that a new replica is there before an old one goes; of the replicas, %, at least one.
+_MAX_SURGE_PERCENT = 25
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+# Objects, more than were given back, after which the garbage collector looks; its default is 700.
+_GC_THRESHOLD = 10_000
 
 
 def build(args: ServeSettings) -> serve.Application:
@@ -18,3 +53,173 @@ def build(args: ServeSettings) -> serve.Application:
         ConfigError: A value doesn't fit.
     """
     return application(load(ServeSettings, args.model_dump(exclude_unset=True)))
+
+
+def application(settings: ServeSettings) -> serve.Application:
+    """Give what Ray Serve deploys.
+
+    Args:
+        settings: Section serve.
+
+    Raises:
+        ConfigError: The API keys can't be read.
+    """
+    # Behind HAProxy a replica that goes is still sent requests for a while: the last of them has its whole time too.
+    draining_s = float(os.environ.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
+    deployment = serve.deployment(
+        name=settings.name,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            initial_replicas=max(1, settings.min_replicas),
+            max_replicas=settings.max_replicas,
+            target_ongoing_requests=settings.target_ongoing_requests,
+            upscale_delay_s=settings.upscale_delay_s,
+            downscale_delay_s=settings.downscale_delay_s,
+            # A mean over a longer time than the delay would lengthen it; Ray's replicas report every 10 s.
+            look_back_period_s=min(30.0, max(11.0, settings.upscale_delay_s, settings.downscale_delay_s)),
+        ),
+        # The engine's own queue is shorter, and its answer says more; this is for a replica that no longer answers.
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_ongoing_requests,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=settings.retry_after_s),
+        user_config={"model": settings.model},
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=settings.request_timeout_s + draining_s + _SHUTDOWN_MARGIN_S,
+        max_surge_percent=_MAX_SURGE_PERCENT,
+    )
+    return deployment(serve.ingress()(Replica)).bind(settings, api_key_digests(settings))
+
+
+def api_key_digests(settings: ServeSettings) -> tuple[bytes, ...]:
+    """SHA-256 of the API keys of the file and of the environment (SENTIMENT_API_KEYS, separated by commas).
+
+    The file is UTF-8, with a key on each line; blank lines and comments (from a # that begins a word) don't count.
+
+    They are read where the service is deployed from, not by replicas, which have another environment; so that the keys
+    themselves don't get into Ray's records, replicas are given these.
+
+    Raises:
+        ConfigError: The file can't be read or holds none.
+    """
+    keys = os.environ.get("SENTIMENT_API_KEYS", "").split(",")
+    if settings.api_keys_file is not None:
+        try:
+            content = Path(settings.api_keys_file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise ConfigError(f"--api-keys-file {settings.api_keys_file} can't be read ({reason})") from None
+        from_file = [_COMMENT.sub("", line) for line in content.splitlines()]
+        if not any(key.strip() for key in from_file):
+            raise ConfigError(f"--api-keys-file {settings.api_keys_file} holds no key; leave it out to ask for none")
+        keys += from_file
+    return tuple(hashlib.sha256(key.strip().encode()).digest() for key in keys if key.strip())
+
+
+class Replica:
+    """One replica of the service.
+
+    Args:
+        settings: Section serve.
+        key_digests: SHA-256 of the API keys, as `api_key_digests` gives them.
+    """
+
+    def __init__(self, settings: ServeSettings, key_digests: Sequence[bytes]) -> None:
+        _listen_where_ray_does()
+        limit_threads(max(1, int(settings.cpus_per_replica)))
+        # A request makes some 50 objects that the collector counts, and hardly any cycle: by default it looked at all
+        # of them, connections included, once a second under load, which took nearly half of the replica's time.
+        gc.set_threshold(_GC_THRESHOLD)
+        self._metrics = RayMetrics()
+        self._engine = Engine(settings, self._metrics)
+        self._key_digests = key_digests
+        self._model: str | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Make the application that this replica answers by; Ray calls it."""
+        return create_app(self._engine, self._metrics, self._key_digests)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take a bundle into service; Ray calls it at the start and when `user_config` changes.
+
+        Args:
+            user_config: `model`, the bundle's path.
+
+        Raises:
+            BundleError: It can't be used, and there is none that could stay in service; so with the others.
+            ConfigError: There is something else in it.
+        """
+        try:
+            if set(user_config) != {"model"} or not isinstance(model := user_config["model"], str):
+                keys = sorted(map(str, user_config))
+                raise ConfigError(f"user_config holds `model`, the path of a bundle; got {keys}")
+            settings = self._engine.settings
+            if model != settings.model:  # That one has its root already.
+                model = settings.at_root(model)
+            if model != self._model:
+                await self._engine.load(model)
+                self._model = model
+        except Exception as error:
+            if self._model is None:
+                raise
+            # Raised, it would make Ray end this replica, and in time all of them: an outage for a typing mistake, or
+            # for a GPU that has no room for two models.
+            reason = error if isinstance(error, SentimentError) else brief(error)
+            _LOG.error("%s stays in service: %s", self._model, reason)
+
+    async def check_health(self) -> None:
+        """Tell Ray whether this replica still works; one that doesn't is replaced. Ray calls it."""
+        self._engine.check_health()
+
+
+class RayMetrics:
+    """Counters and histograms of one replica; each node's agent offers them to Prometheus as `ray_sentiment_…`."""
+
+    def __init__(self) -> None:
+        self._requests = Counter("sentiment_requests", "Requests answered.", tag_keys=("route", "status"))
+        self._failures = Counter("sentiment_failures", "Requests answered by an error.", tag_keys=("error_type",))
+        self._seconds = Histogram(
+            "sentiment_request_seconds", "From request to answer, s.", boundaries=_SECONDS, tag_keys=("route",)
+        )
+        self._tokenize = Histogram(
+            "sentiment_tokenise_seconds", "Encoding the texts of a request, s.", boundaries=_SECONDS
+        )
+        self._queue = Histogram("sentiment_queue_seconds", "Wait of a batch's oldest text, s.", boundaries=_SECONDS)
+        self._inference = Histogram("sentiment_inference_seconds", "Forward pass of a batch, s.", boundaries=_SECONDS)
+        # Counters of their own: the sum of a histogram is an estimate, for Ray's agent keeps buckets, not values.
+        self._all_texts = Counter("sentiment_texts", "Texts scored.")
+        self._all_tokens = Counter("sentiment_tokens", "Tokens of the texts scored, without padding.")
+        self._texts = Histogram("sentiment_batch_texts", "Texts of a batch.", boundaries=_SIZES)
+        self._tokens = Histogram("sentiment_batch_tokens", "Tokens of a batch.", boundaries=_TOKENS)
+
+    def tokenized(self, seconds: float) -> None:
+        """Record how long it took to encode the texts of a request, s."""
+        self._tokenize.observe(seconds)
+
+    def batch(self, texts: int, tokens: int, queued_s: float, inference_s: float) -> None:
+        """Record a batch: its texts, their tokens without padding, the wait of its oldest text, the forward pass."""
+        self._all_texts.inc(texts)
+        if tokens:  # A counter takes no 0.
+            self._all_tokens.inc(tokens)
+        self._texts.observe(texts)
+        self._tokens.observe(tokens)
+        self._queue.observe(queued_s)
+        self._inference.observe(inference_s)
+
+    def answered(self, route: str, status: int, seconds: float, error_type: str | None) -> None:
+        """Record an answer and how long it took from the request on, s."""
+        self._requests.inc(tags={"route": route, "status": str(status)})
+        self._seconds.observe(seconds, tags={"route": route})
+        if error_type is not None:
+            self._failures.inc(tags={"error_type": error_type})
+
+
+def _listen_where_ray_does() -> None:
+    """Have Ray open this replica's port for its proxies at loopback only, if that is where all of Ray listens.
+
+    It would open it at all interfaces, without its token, and unpickle whatever comes there.
+    """
+    add_port = replica.add_port_to_grpc_server
+    if is_localhost(ray.util.get_node_ip_address()):
+        replica.add_port_to_grpc_server = lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))

@@ -1,9 +1,9 @@
 """Dynamic batching by tokens, without waiting: whatever has come in while the model was busy is its next batch.
 
 `serve.batch` isn't used, for it forms batches ahead: with the model busy and no waiting time, each request becomes a
-batch of its own that queues for the model, and with a waiting time every request pays it, also the only one. Here the
-queue itself is the waiting room: an idle model starts at once, a busy one finds all that has gathered, up to a budget
-of tokens. The forward pass has a thread of its own, so that the event loop goes on reading requests meanwhile.
+batch of its own that queues for the model, and with a waiting time every request pays it, also the only one. Here an
+idle model starts at once, and a busy one finds all that has gathered in the queue, up to a budget of tokens. The
+forward pass has a thread of its own, so that the event loop keeps reading requests meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,13 +23,23 @@ import numpy.typing as npt
 
 _LOG = logging.getLogger("ray.serve")
 FloatArray = npt.NDArray[np.float32]
+# A model's forward pass: one logit for each row of token ids.
+Forward = Callable[[Sequence[Sequence[int]]], FloatArray]
 
 
-class Model(Protocol):
-    """What a batch is run through."""
+class Metrics(Protocol):
+    """Where the service's measurements go."""
 
-    def logits(self, ids: Sequence[Sequence[int]]) -> FloatArray:
-        """One logit for each row."""
+    def tokenized(self, seconds: float) -> None:
+        """Record how long it took to encode the texts of a request, s."""
+        ...
+
+    def batch(self, texts: int, tokens: int, queued_s: float, inference_s: float) -> None:
+        """Record a batch: its texts, their tokens without padding, the wait of its oldest text, the forward pass."""
+        ...
+
+    def answered(self, route: str, status: int, seconds: float, error_type: str | None) -> None:
+        """Record an answer and how long it took from the request on, s."""
         ...
 
 
@@ -38,33 +48,18 @@ class QueueFullError(Exception):
 
 
 class ClosedError(Exception):
-    """Nothing is computed any more."""
+    """The batcher has been closed and computes nothing more."""
 
 
 @dataclass(eq=False)
-class _Job:
-    model: Model
+class _Item:
+    """Texts of one request that go through the model together."""
+
+    forward: Forward
     ids: Sequence[Sequence[int]]
     tokens: int
-    answer: asyncio.Future[FloatArray]
-    since: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True)
-class BatchFacts:
-    """What a batch was like, for metrics.
-
-    Attributes:
-        texts: Rows.
-        tokens: Of all of them, without padding.
-        queued_s: How long its oldest text waited, s.
-        inference_s: Of the forward pass, s.
-    """
-
-    texts: int
-    tokens: int
-    queued_s: float
-    inference_s: float
+    logits: asyncio.Future[FloatArray]
+    queued_at: float
 
 
 class Batcher:
@@ -73,35 +68,28 @@ class Batcher:
     Args:
         max_tokens: Tokens of a batch, about; a single text may have more.
         max_texts: Texts that may wait.
-        observe: Told of each batch.
+        metrics: Told of each batch.
+
+    Attributes:
+        waiting: Texts that wait or are being computed.
+        failures: Batches that have failed since one succeeded.
     """
 
-    def __init__(self, max_tokens: int, max_texts: int, observe: Callable[[BatchFacts], None]) -> None:
-        self._max_tokens, self._max_texts, self._observe = max_tokens, max_texts, observe
-        self._jobs: deque[_Job] = deque()
-        self._under_way: list[_Job] = []
-        self._waiting = 0
-        self._arrived = asyncio.Event()
+    def __init__(self, max_tokens: int, max_texts: int, metrics: Metrics) -> None:
+        self._max_tokens, self._max_texts, self._metrics = max_tokens, max_texts, metrics
+        self.waiting = self.failures = 0
+        self._queue: deque[_Item] = deque()
+        self._batch: list[_Item] = []  # the one that the model computes
+        self._batch_started_at: float | None = None
+        self._has_items = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._loop: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._began: float | None = None
-        self._failures = 0
-
-    @property
-    def waiting(self) -> int:
-        """Texts that wait."""
-        return self._waiting
-
-    @property
-    def failures(self) -> int:
-        """Batches that failed since one succeeded."""
-        return self._failures
 
     @property
     def busy_s(self) -> float:
-        """How long the batch under way has been, s; 0 if there is none."""
-        return 0.0 if self._began is None else time.monotonic() - self._began
+        """How long the batch that the model computes has taken so far, s; 0 if there is none."""
+        return 0.0 if self._batch_started_at is None else time.monotonic() - self._batch_started_at
 
     def check_room(self, texts: int) -> None:
         """Find out whether so many texts may come in; asked before they are encoded, a refusal costs little.
@@ -111,16 +99,16 @@ class Batcher:
         Raises:
             QueueFullError: Too many wait already.
         """
-        if self._waiting + texts > self._max_texts and self._waiting:
+        if self.waiting + texts > self._max_texts and self.waiting:
             raise QueueFullError
 
-    async def run(self, model: Model, ids: Sequence[Sequence[int]]) -> FloatArray:
+    async def run(self, forward: Forward, ids: Sequence[Sequence[int]]) -> FloatArray:
         """Compute the logits of encoded texts.
 
         Texts for more than a batch go in one after another, so that others get their turn between them.
 
         Args:
-            model: What to run them through; a batch is of one model only, so models can change under load.
+            forward: Forward pass of their model; a batch is of one model only, so models can change under load.
             ids: Token ids of each text.
 
         Returns:
@@ -135,96 +123,87 @@ class Batcher:
         if not ids:
             return np.zeros(0, dtype=np.float32)
         self.check_room(len(ids))
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._work())
+        loop = asyncio.get_running_loop()
+        if self._task is None:
+            self._task = loop.create_task(self._compute_batches())
         # Counted as waiting until they are done, also those that aren't queued yet.
-        self._waiting += len(ids)
+        self.waiting += len(ids)
+        answers, start = [], 0
         try:
-            answers = [await self._submit(model, piece) for piece in self._pieces(ids)]
+            while start < len(ids):
+                end, tokens = start + 1, len(ids[start])
+                while end < len(ids) and tokens + len(ids[end]) <= self._max_tokens:
+                    tokens += len(ids[end])
+                    end += 1
+                item = _Item(forward, ids[start:end], tokens, loop.create_future(), time.monotonic())
+                self._queue.append(item)
+                self._has_items.set()
+                answers.append(await item.logits)
+                start = end
         finally:
-            self._waiting -= len(ids)
+            self.waiting -= len(ids)
         return np.concatenate(answers) if len(answers) != 1 else answers[0]
 
     async def close(self) -> None:
-        """Stop; whoever still waits is told so."""
+        """Stop; whoever still waits gets a `ClosedError`."""
         self._is_closed = True
-        if self._loop is not None:
-            self._loop.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._loop
-        for job in (*self._under_way, *self._jobs):
-            if not job.answer.done():
-                job.answer.set_exception(ClosedError())
-        self._jobs.clear()
+                await self._task
+        for item in (*self._batch, *self._queue):
+            if not item.logits.done():
+                item.logits.set_exception(ClosedError())
+        self._queue.clear()
         self._thread.shutdown(wait=False)
 
-    def _pieces(self, ids: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
-        pieces, start, tokens = [], 0, 0
-        for at, row in enumerate(ids):
-            if at > start and tokens + len(row) > self._max_tokens:
-                pieces.append(ids[start:at])
-                start, tokens = at, 0
-            tokens += len(row)
-        return [*pieces, ids[start:]]
-
-    async def _submit(self, model: Model, ids: Sequence[Sequence[int]]) -> FloatArray:
-        answer: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
-        self._jobs.append(_Job(model, ids, sum(map(len, ids)), answer))
-        self._arrived.set()
-        return await answer
-
-    async def _work(self) -> None:
+    async def _compute_batches(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self._arrived.wait()
+            await self._has_items.wait()
             # Requests whose bytes have come are read first: they fill the batch instead of waiting behind it.
             await asyncio.sleep(0)
-            if batch := self._take():
-                self._under_way = batch
-                await self._forward(batch)
-                self._under_way = []
-            if not self._jobs:
-                self._arrived.clear()
+            if batch := self._next_batch():
+                ids: list[Sequence[int]] = []
+                for item in batch:
+                    ids.extend(item.ids)
+                self._batch, self._batch_started_at = batch, (started_at := time.monotonic())
+                try:
+                    logits = await loop.run_in_executor(self._thread, batch[0].forward, ids)
+                except Exception as error:  # Whoever waits is told; the next batch may well succeed.
+                    self.failures += 1
+                    for item in batch:
+                        if not item.logits.done():
+                            item.logits.set_exception(error)
+                else:
+                    self.failures = 0
+                    self._distribute(batch, logits, started_at)
+                self._batch, self._batch_started_at = [], None
+            if not self._queue:
+                self._has_items.clear()
 
-    def _take(self) -> list[_Job]:
-        """What fits a batch, in the order of arrival; those whose client has gone are left out."""
-        batch: list[_Job] = []
+    def _next_batch(self) -> list[_Item]:
+        """Take what fits a batch, in the order of arrival; items whose client has gone are left out."""
+        batch: list[_Item] = []
         tokens = 0
-        while self._jobs:
-            job = self._jobs[0]
-            if batch and (job.model is not batch[0].model or tokens + job.tokens > self._max_tokens):
+        while self._queue:
+            item = self._queue[0]
+            if batch and (item.forward != batch[0].forward or tokens + item.tokens > self._max_tokens):
                 break
-            self._jobs.popleft()
-            if not job.answer.done():
-                batch.append(job)
-                tokens += job.tokens
+            self._queue.popleft()
+            if not item.logits.done():
+                batch.append(item)
+                tokens += item.tokens
         return batch
 
-    async def _forward(self, batch: list[_Job]) -> None:
-        ids = [row for job in batch for row in job.ids]
-        self._began = began = time.monotonic()
+    def _distribute(self, batch: list[_Item], logits: FloatArray, started_at: float) -> None:
+        start = tokens = 0
+        for item in batch:
+            end = start + len(item.ids)
+            if not item.logits.done():
+                item.logits.set_result(logits[start:end])
+            start, tokens = end, tokens + item.tokens
         try:
-            logits = await asyncio.get_running_loop().run_in_executor(self._thread, batch[0].model.logits, ids)
-        except Exception as error:  # Whoever waits is told; the next batch may well succeed.
-            self._failures += 1
-            for job in batch:
-                if not job.answer.done():
-                    job.answer.set_exception(error)
-            return
-        finally:
-            self._began = None
-        self._failures = 0
-        start = 0
-        for job in batch:
-            if not job.answer.done():
-                job.answer.set_result(logits[start : start + len(job.ids)])
-            start += len(job.ids)
-        facts = BatchFacts(
-            texts=len(ids),
-            tokens=sum(job.tokens for job in batch),
-            queued_s=began - min(job.since for job in batch),
-            inference_s=time.monotonic() - began,
-        )
-        try:
-            self._observe(facts)
-        except Exception as error:  # Nobody's answer hangs on it, nor the batches to come.
+            self._metrics.batch(start, tokens, started_at - batch[0].queued_at, time.monotonic() - started_at)
+        except Exception as error:  # No answer depends on it, nor do the batches to come.
             _LOG.error("a batch wasn't measured: %s", type(error).__name__)

@@ -2,82 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter
-from pydantic import ValidationError
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sentiment.predictor import labels_and_scores
-from sentiment.schema import LABELS
+from sentiment.schema import LABELS, POSITIVE
+from sentiment.text import NO_TEXT
 from serve_app.engine import Engine, Scores
-from serve_app.errors import ErrorResponse, explain
-from serve_app.schemas import LabelScore, Parameters, PredictRequest
+from serve_app.responses import NO_TEXT_ERROR, ErrorResponse, model_header, schema_error, validation_error
 
 PATHS = ("/predict", "/")
+Activation = Literal["sigmoid", "softmax", "none"]
 
 
-def routes(engine: Engine) -> list[Route]:
-    """The endpoints, as plain routes of Starlette: FastAPI's way to a handler costs more than all else of a request.
+class Parameters(BaseModel):
+    """How to answer, as Hugging Face's text-classification task has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int | None = Field(None, ge=1, description="labels for each text, best first; all by default", examples=[1])
+    function_to_apply: Activation | None = Field(
+        None,
+        description="softmax and sigmoid, which are the same for a model with one logit: the label's probability; "
+        "none: half the logit, positive for one label and negative for the other, whose softmax that is",
+        examples=["softmax"],
+    )
+    truncation: bool | None = Field(
+        None, description="false: refuse texts longer than the model reads instead of cutting them", examples=[True]
+    )
+
+
+class PredictRequest(BaseModel):
+    """Texts to classify, in the form of Hugging Face's text-classification task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: str | list[str] = Field(
+        description="one text, or several; a list is always a batch, never a pair",
+        examples=["what a lovely day", ["what a lovely day", "my train is late again"]],
+    )
+    parameters: Parameters | None = Field(None, description="how to answer", examples=[{"top_k": 1}])
+    options: dict[str, Any] | None = Field(
+        None, description="sent by older clients of Hugging Face; ignored", examples=[{"wait_for_model": True}]
+    )
+
+
+class LabelScore(BaseModel):
+    """A label and how much it fits."""
+
+    label: str = Field(description="label", examples=[LABELS[POSITIVE]])
+    score: float = Field(description="its probability, unless another function was asked for", examples=[0.98])
+
+
+def add_endpoints(app: FastAPI, engine: Engine) -> None:
+    """Add the protocol's endpoints.
 
     Args:
-        engine: Answers.
+        app: The application.
+        engine: Scores the texts.
     """
-    return [Route(path, _endpoint(engine, path), methods=["POST"]) for path in PATHS]
-
-
-def _endpoint(engine: Engine, path: str) -> Callable[[Request], Awaitable[Response]]:
-    async def predict(http: Request) -> Response:
-        http.state.route = path
-        try:
-            request = PredictRequest.model_validate_json(await http.body())
-        except ValidationError as error:
-            raise explain(error.errors(include_url=False, include_input=False)) from None
-        parameters = request.parameters or Parameters()
-        scores = await engine.score(request.texts, truncate=parameters.truncation is not False)
-        return Response(to_json(ranked(scores, parameters)), media_type="application/json")
-
-    return predict
-
-
-def description() -> APIRouter:
-    """The same for the OpenAPI document, whose requests never get this far."""
-    described = APIRouter(tags=["Hugging Face"])
-    answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse, "description": words}
-        for status, words in ((413, "Too much"), (422, "Not what is asked for"), (429, "Too busy"), (504, "Too slow"))
+    # Plain routes of Starlette: FastAPI's way to a handler costs more than all else of a request.
+    app.router.routes[:0] = [Route(path, partial(_predict, engine, path), methods=["POST"]) for path in PATHS]
+    statuses = {413: "Too much", 422: "Not what is asked for", 429: "Too busy", 504: "Too slow"}
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse, "description": description} for status, description in statuses.items()
     }
 
-    @described.post(PATHS[0], response_model=list[list[LabelScore]], responses=answers)
+    @app.post(
+        "/predict", tags=["Hugging Face"], response_model=list[list[LabelScore] | ErrorResponse], responses=responses
+    )
     async def predict(request: PredictRequest) -> None:
-        """Classify texts: a list for each text, with its labels, best first; also for a single text."""
-        raise AssertionError("the plain route comes first")
+        """Classify texts: a list for each text, with its labels, best first; also for a single text.
 
-    return described
+        A text with nothing to read in it gets an error instead of the list; if no text has, that is a 422.
+        """
+        raise AssertionError("it is there for the OpenAPI document; the plain route comes first")
 
 
-def ranked(scores: Scores, parameters: Parameters) -> list[list[dict[str, object]]]:
-    """Labels and scores of each text, best first; a tie is positive, as everywhere.
+async def _predict(engine: Engine, path: str, http: Request) -> Response:
+    http.scope["state"]["route"] = path  # for metrics: Starlette's plain routes don't leave it in the scope
+    try:
+        request = PredictRequest.model_validate_json(await http.body())
+    except ValidationError as error:
+        raise schema_error(error.errors(include_url=False, include_input=False)) from None
+    texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    parameters = request.parameters or Parameters()
+    scores = await engine.score(texts, truncate=parameters.truncation is not False)
+    if texts and not any(scores.has_text):
+        raise validation_error(f"inputs: {NO_TEXT}")
+    body = to_json(_ranked(scores, parameters))
+    return Response(body, media_type="application/json", headers=model_header(scores.model_id))
 
-    Args:
-        scores: Of the texts.
-        parameters: How many labels, and which function.
+
+def _ranked(scores: Scores, parameters: Parameters) -> list[list[dict[str, object]] | ErrorResponse]:
+    """Give for each text its labels with their scores, best first, or an error if it has nothing to read in it.
+
+    One text of a batch that can't be scored doesn't cost the others their answers, and its error stands where a client
+    looks for its labels. It is no list, so that no client takes it for one without a look.
     """
-    if parameters.function_to_apply == "none":
-        half_N = scores.logits.astype(np.float64) / 2
-        both_N2 = np.stack([-half_N, half_N], axis=1)
-    else:
-        p_N = scores.p_positive
-        both_N2 = np.stack([1 - p_N, p_N], axis=1)
+    p_N = scores.p_positive
+    half_N = scores.logits.astype(np.float64) / 2
+    pair_2N = (-half_N, half_N) if parameters.function_to_apply == "none" else (1 - p_N, p_N)
     top_k = min(parameters.top_k or len(LABELS), len(LABELS))
-    likelier, _ = labels_and_scores(scores.p_positive.astype(np.float32))
-    answers = []
-    for pair, first in zip(both_N2.tolist(), likelier, strict=True):
-        order = (1, 0) if first == LABELS[1] else (0, 1)
-        answers.append([{"label": LABELS[at], "score": pair[at]} for at in order[:top_k]])
+    best_labels, _ = labels_and_scores(p_N.astype(np.float32))  # A tie is positive, as everywhere.
+    answers: list[list[dict[str, object]] | ErrorResponse] = []
+    scored = zip(np.stack(pair_2N, axis=1).tolist(), best_labels, strict=True)
+    for has_text in scores.has_text:
+        if not has_text:
+            answers.append(NO_TEXT_ERROR)
+            continue
+        pair, best = next(scored)
+        order = (1, 0) if best == LABELS[1] else (0, 1)
+        answers.append([{"label": LABELS[index], "score": pair[index]} for index in order[:top_k]])
     return answers

@@ -11,20 +11,20 @@ import struct
 from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from sentiment.predictor import labels_and_scores
+from sentiment.text import NO_TEXT
 from serve_app.engine import Engine
-from serve_app.errors import ApiError, ErrorResponse, explain, invalid
-from serve_app.schemas import Id
+from serve_app.responses import ApiError, ErrorResponse, Id, model_header, schema_error, validation_error
 
 # Length of the JSON in a body that has tensors behind it; the same name in requests and answers.
 HEADER_LENGTH = "Inference-Header-Content-Length"
-# More than any length has; Python itself refuses thousands of them.
-_MOST_DIGITS = 20
+# More than any length has; Python itself refuses to convert thousands of digits.
+_MAX_DIGITS = 20
 INPUT = "text"
 OUTPUTS = {"label": "BYTES", "score": "FP32", "p_positive": "FP32"}
 
@@ -80,14 +80,15 @@ class InferResponse(BaseModel):
     outputs: list[Tensor] = Field(description="tensors")
 
 
-def router(engine: Engine) -> APIRouter:
-    """The endpoints.
+def add_endpoints(app: FastAPI, engine: Engine) -> None:
+    """Add the protocol's endpoints.
 
     Args:
-        engine: Answers.
+        app: The application.
+        engine: Scores the texts.
     """
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    missing: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "No such model"}}
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    not_found: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "No such model"}}
 
     def check(name: str, http: Request) -> None:
         if name != engine.settings.name:
@@ -95,25 +96,25 @@ def router(engine: Engine) -> APIRouter:
         if http.path_params.get("version", engine.predictor.model_id) != engine.predictor.model_id:
             raise ApiError(404, "not_found", f"no such version; there is {engine.predictor.model_id}")
 
-    @routes.get("")
+    @router.get("")
     async def server() -> dict[str, Any]:
         """Say what the server is."""
         return {"name": "sentiment-at-scale", "version": "2", "extensions": ["binary_tensor_data"]}
 
-    @routes.head("/health/live", include_in_schema=False)
-    @routes.get("/health/live")
+    @router.head("/health/live", include_in_schema=False)
+    @router.get("/health/live")
     async def live() -> dict[str, bool]:
         """Answer."""
         return {"live": True}
 
-    @routes.head("/health/ready", include_in_schema=False)
-    @routes.get("/health/ready")
+    @router.head("/health/ready", include_in_schema=False)
+    @router.get("/health/ready")
     async def ready() -> dict[str, bool]:
         """Say whether the model is loaded and warm."""
         return {"ready": bool(engine.predictor)}
 
-    @routes.get("/models/{name}/versions/{version}", include_in_schema=False)
-    @routes.get("/models/{name}", responses=missing)
+    @router.get("/models/{name}/versions/{version}", include_in_schema=False)
+    @router.get("/models/{name}", responses=not_found)
     async def model(name: str, http: Request) -> dict[str, Any]:
         """Say what goes in and out."""
         check(name, http)
@@ -122,8 +123,8 @@ def router(engine: Engine) -> APIRouter:
         versions = [engine.predictor.model_id]
         return {"name": name, "versions": versions, "platform": "pytorch", "inputs": inputs, "outputs": outputs}
 
-    @routes.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
-    @routes.get("/models/{name}/ready", responses=missing)
+    @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
+    @router.get("/models/{name}/ready", responses=not_found)
     async def model_ready(name: str, http: Request) -> dict[str, Any]:
         """Say whether the model is loaded and warm."""
         check(name, http)
@@ -131,109 +132,97 @@ def router(engine: Engine) -> APIRouter:
 
     body = {"required": True, "content": {"application/json": {"schema": InferRequest.model_json_schema()}}}
 
-    @routes.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
-    @routes.post(
-        "/models/{name}/infer", response_model=InferResponse, responses=missing, openapi_extra={"requestBody": body}
+    @router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
+    @router.post(
+        "/models/{name}/infer", response_model=InferResponse, responses=not_found, openapi_extra={"requestBody": body}
     )
     async def infer(name: str, http: Request) -> Response:
         """Classify the texts of a BYTES tensor."""
         check(name, http)
-        request, texts = parse(await http.body(), http.headers.get(HEADER_LENGTH))
+        request, texts = _parse(await http.body(), http.headers.get(HEADER_LENGTH))
         scores = await engine.score(texts, field="inputs.0.data")
+        if not all(scores.has_text):
+            # A tensor has a value for each text, and none of them could say that there is none. All such texts are
+            # named, so that a client can leave them out in one go.
+            indices = [str(index) for index, has_text in enumerate(scores.has_text) if not has_text]
+            raise validation_error(f"inputs.0.data.{','.join(indices)}: {NO_TEXT}")
         p_positive = scores.p_positive.astype(np.float32)
-        labels, likely = labels_and_scores(p_positive)
-        values: dict[str, Any] = {"label": labels, "score": likely, "p_positive": p_positive}
-        return _answer(request, values, engine.settings.name, scores.model_id)
+        labels, best_scores = labels_and_scores(p_positive)
+        values: dict[str, Any] = {"label": labels, "score": best_scores, "p_positive": p_positive}
+        return _respond(request, values, engine.settings.name, scores.model_id)
 
-    return routes
+    app.include_router(router)
 
 
-def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[str]]:
-    """Read a request, in either form.
-
-    Args:
-        body: JSON, with or without tensors behind it.
-        header_length: Bytes of the JSON, if there are.
-
-    Returns:
-        The request and its texts.
-
-    Raises:
-        ApiError: It isn't what the protocol says.
-    """
-    is_length = header_length is None or (header_length.isdecimal() and len(header_length) < _MOST_DIGITS)
+def _parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[str]]:
+    """Read a request and its texts; `header_length` says how many bytes of the body are JSON, None: all of them."""
+    is_length = header_length is None or (header_length.isdecimal() and len(header_length) < _MAX_DIGITS)
     if not is_length or int(header_length or 0) > len(body):
-        raise invalid(f"{HEADER_LENGTH}: not a length within the body", 400)
-    end = len(body) if header_length is None else int(header_length)
+        raise validation_error(f"{HEADER_LENGTH}: not a length within the body", 400)
+    json_bytes = len(body) if header_length is None else int(header_length)
     try:
-        request = InferRequest.model_validate(json.loads(body[:end]))
+        request = InferRequest.model_validate(json.loads(body[:json_bytes]))
     except ValidationError as error:
-        raise explain(error.errors(include_url=False, include_input=False)) from None
+        raise schema_error(error.errors(include_url=False, include_input=False)) from None
     except (ValueError, RecursionError):
-        raise invalid("the body is not JSON", 400) from None
+        raise validation_error("the body is not JSON", 400) from None
     tensor = request.inputs[0]
     size = tensor.parameters.get("binary_data_size")
     if tensor.name != INPUT:
-        raise invalid(f"inputs.0.name: the input is called {INPUT}")
+        raise validation_error(f"inputs.0.name: the input is called {INPUT}")
     if size is None:
-        texts = _plain(tensor.data)
-    elif isinstance(size, int) and size == len(body) - end:
-        texts = _elements(body[end:])
+        # The data may be nested as its shape is.
+        texts = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in tensor.data or []]
+        if tensor.data is None or not all(isinstance(text, str) for text in texts):
+            raise validation_error("inputs.0.data: must be texts")
+    elif isinstance(size, int) and size == len(body) - json_bytes:
+        texts = _decode(body[json_bytes:])
     else:
-        raise invalid("inputs.0.parameters.binary_data_size: not the length of what follows the JSON", 400)
+        raise validation_error("inputs.0.parameters.binary_data_size: not the length of what follows the JSON", 400)
     if tensor.shape not in ([len(texts)], [len(texts), 1]):
-        raise invalid(f"inputs.0.shape: there are {len(texts)} texts, so [{len(texts)}] or [{len(texts)}, 1]")
+        raise validation_error(f"inputs.0.shape: there are {len(texts)} texts, so [{len(texts)}] or [{len(texts)}, 1]")
     return request, texts
 
 
-def _plain(data: list[Any] | None) -> list[str]:
-    """The texts of JSON data, which may be nested as its shape is."""
-    flat = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in data or []]
-    if data is None or not all(isinstance(value, str) for value in flat):
-        raise invalid("inputs.0.data: must be texts")
-    return flat
-
-
-def _elements(binary: bytes) -> list[str]:
-    texts, at = [], 0
-    while at < len(binary):
-        if at + 4 > len(binary):
-            raise invalid("inputs.0: the binary form ends within an element's length", 400)
-        (length,) = struct.unpack_from("<I", binary, at)
-        at += 4
-        if at + length > len(binary):
-            raise invalid("inputs.0: the binary form ends within an element", 400)
+def _decode(binary: bytes) -> list[str]:
+    """Read the elements of a BYTES tensor in binary form."""
+    texts, start = [], 0
+    while start < len(binary):
+        if start + 4 > len(binary):
+            raise validation_error("inputs.0: the binary form ends within an element's length", 400)
+        (length,) = struct.unpack_from("<I", binary, start)
+        end = start + 4 + length
+        if end > len(binary):
+            raise validation_error("inputs.0: the binary form ends within an element", 400)
         try:
-            texts.append(binary[at : at + length].decode())
+            texts.append(binary[start + 4 : end].decode())
         except UnicodeDecodeError:
-            raise invalid(f"inputs.0: element {len(texts)} is not UTF-8") from None
-        at += length
+            raise validation_error(f"inputs.0: element {len(texts)} is not UTF-8") from None
+        start = end
     return texts
 
 
-def _answer(request: InferRequest, values: dict[str, Any], name: str, version: str) -> Response:
-    asked = request.outputs or [InferOutput(name=output) for output in OUTPUTS]
+def _respond(request: InferRequest, values: dict[str, Any], name: str, version: str) -> Response:
+    requested = request.outputs or [InferOutput(name=output) for output in OUTPUTS]
     all_binary = request.parameters.get("binary_data_output") is True
-    outputs, behind = [], b""
-    for output in asked:
+    outputs, binaries = [], b""
+    for output in requested:
         value = values[output.name]
         tensor: dict[str, Any] = {"name": output.name, "shape": [len(value)], "datatype": OUTPUTS[output.name]}
         if output.parameters.get("binary_data", all_binary) is True:
-            binary = _binary(value)
+            if isinstance(value, np.ndarray):
+                binary = value.astype("<f4").tobytes()
+            else:
+                binary = b"".join(struct.pack("<I", len(label)) + label for label in map(str.encode, value))
             tensor["parameters"] = {"binary_data_size": len(binary)}
-            behind += binary
+            binaries += binary
         else:
             tensor["data"] = list(value) if isinstance(value, list) else value.tolist()
         outputs.append(tensor)
-    said = {"model_name": name, "model_version": version, "outputs": outputs}
-    head = to_json(said if request.id is None else {**said, "id": request.id})
-    if not behind:
-        return Response(head, media_type="application/json")
-    headers = {HEADER_LENGTH: str(len(head))}
-    return Response(head + behind, media_type="application/octet-stream", headers=headers)
-
-
-def _binary(value: Any) -> bytes:
-    if isinstance(value, np.ndarray):
-        return value.astype("<f4").tobytes()
-    return b"".join(struct.pack("<I", len(label)) + label for label in map(str.encode, value))
+    headers = model_header(version)
+    answer = {"model_name": name, "model_version": version, "outputs": outputs}
+    head = to_json(answer if request.id is None else {**answer, "id": request.id})
+    if not binaries:
+        return Response(head, media_type="application/json", headers=headers)
+    headers[HEADER_LENGTH] = str(len(head))
+    return Response(head + binaries, media_type="application/octet-stream", headers=headers)

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job_runs import free_port
 from recovery import Recoveries
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  (hooks)
 
+from sentiment.observability.log import LOGGERS
 from sentiment.settings import RaySettings
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C end what tests start: a shell that runs us in the background (`make test &`) has us ignore it."""
+    # Ctrl-C shall end what tests start: a shell that runs us in the background (`make test &`) has us ignore it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ray reads it once in a process; by default metrics are reported every 10 s.
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the session's Ray: `-m "not ray"` runs the others, on all cores at once."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logging() -> Iterator[None]:
+    """Commands that run in a test's process configure logging; the next test finds it as it was."""
+    yield
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +49,12 @@ def recoveries() -> Recoveries:
 
 @pytest.fixture(scope="session")
 def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where tests may have an S3 server; the environment says so before Ray starts, whose workers keep theirs."""
+    """Where tests may have an S3 server; the environment says so before Ray starts, whose workers keep theirs.
+
+    What Ray Serve is told by the environment goes with it.
+    """
+    from job_runs import free_port  # with Ray behind it, which takes a second to import
+
     port = free_port()
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -35,6 +62,9 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        # As docs/serving.md has it for the nodes of a cluster.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy:middlewares",
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -62,14 +92,14 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import string
 
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("tiny-encoder")
     words = [*("i", "love", "hate", "this", "phone", "it", "is", "great", "awful", "not", "good", "bad", "day", "the")]
     pieces = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *string.punctuation]
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words + pieces)]))
-    tokenizer = BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True)
+    tokenizer = BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
     tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(tokenizer),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import ipaddress
 import json
 import os
 import signal
@@ -17,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray._private import state
+from told import told
 
 from sentiment.cli import Job
-from sentiment.corpora.synthetic import write_sentiment140
+from sentiment.data.synthetic import write_sentiment140
 
 REPOSITORY = Path(__file__).parents[1]
 # A tenth of a second a step on a loaded machine would still be seconds an epoch: small, but with dropout on.
@@ -41,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Labelled files and what is wrong with them.
+    """Labeled files and what is wrong with them.
 
     Attributes:
         folder: Holds `tweets.csv` (Sentiment140's form) and `more.jsonl`.
@@ -164,18 +167,18 @@ def refusal(job: Job[Any], *flags: object) -> str:
 
 
 def only_line(stderr: str) -> str:
-    """The one line that a refusal prints; what Ray's raylet says of the cluster in general is passed over."""
-    lines = [line for line in stderr.splitlines() if "(raylet)" not in line]
+    """The one line that a refusal prints; what was being done and what Ray's raylet says are passed over."""
+    lines = [line for line in told(stderr).splitlines() if "(raylet)" not in line]
     assert len(lines) == 1, stderr
     return lines[0]
 
 
 def environment(address: str | None) -> dict[str, str]:
     """Environment of a job in a process of its own: a cluster to join, or none, and nothing that quietens Ray."""
-    ours = {"RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL"}
+    ours = {"RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     joined = {} if address is None else {"RAY_ADDRESS": address}
-    return {**kept, **joined, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+    return {**kept, **joined, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 
 
 def started(job: str, *flags: object, address: str | None) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
@@ -251,6 +254,20 @@ def kill(process: subprocess.Popen[str]) -> None:
     )
     everything = ray.cluster_resources()["CPU"]
     wait_for("release of its CPUs", lambda: ray.available_resources().get("CPU", 0) == everything)
+
+
+def listening(process: psutil.Process) -> list[tuple[str, int]]:
+    """Addresses and ports that a process and all that it started listen at."""
+    found = []
+    for member in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [socket.laddr for socket in member.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
+    return [(address.ip, address.port) for address in found]
+
+
+def beyond_loopback(process: psutil.Process) -> list[tuple[str, int]]:
+    """Those of them that other machines can reach."""
+    return [at for at in listening(process) if not ipaddress.ip_address(at[0].removeprefix("::ffff:")).is_loopback]
 
 
 def read_rows(folder: Path) -> pa.Table:

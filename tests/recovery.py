@@ -16,7 +16,7 @@ from typing import Any
 from job_runs import wait_for
 from ray.cluster_utils import Cluster
 
-from jobs.report import machine, machine_line
+from sentiment.data.manifest import machine, machine_line
 
 _HEAD = """# Chaos, measured
 

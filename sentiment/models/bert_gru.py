@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.masking_utils import create_bidirectional_mask
 
 from sentiment.errors import ConfigError
-from sentiment.models.head import Head
+from sentiment.models.config import Pooling, encoder_config
+from sentiment.models.layers import Head
 from sentiment.models.recurrence import pooled_states, pooled_width
-from sentiment.shapes import Pooling
 
 # Where the stack of layers lies in the encoders that can be cut in two. In each of them the layers are called alike,
 # and nothing comes after the last one.
@@ -44,16 +44,7 @@ _CACHED_TOKENS = 1024
 
 
 class GruHead(nn.Module):
-    """GRU over features, pooling, dropout, linear layer.
-
-    Args:
-        width: E of the features.
-        hidden_dim: Width of one direction's state.
-        num_layers: Stacked layers.
-        bidirectional: Read the text from both ends.
-        dropout: Share of values zeroed between layers and before the linear layer, in training.
-        pooling: As in `sentiment.models.recurrence.pooled_states`.
-    """
+    """GRU over features of a width, pooling, dropout, linear layer; otherwise as `BertGruClassifier`."""
 
     def __init__(
         self, width: int, hidden_dim: int, num_layers: int, bidirectional: bool, dropout: float, pooling: Pooling
@@ -66,27 +57,19 @@ class GruHead(nn.Module):
 
     def forward(self, features_BTE: Tensor, lengths_B: Tensor) -> Tensor:
         """Returns logits_B; padding is never read."""
-        x_TBE = features_BTE.transpose(0, 1).contiguous().to(self._dtype(features_BTE))
+        x_TBE = features_BTE.transpose(0, 1).contiguous()
+        if not torch.is_autocast_enabled(x_TBE.device.type):
+            x_TBE = x_TBE.to(self.fc.weight.dtype)  # Features may be kept in bfloat16.
         pooled_BH = pooled_states(self.rnn, x_TBE, lengths_B, dropout=self.dropout, pooling=self.pooling)
         logits_B: Tensor = self.fc(self.dropout(pooled_BH))
         return logits_B
-
-    def _dtype(self, features_BTE: Tensor) -> torch.dtype:
-        """Features may be kept in bfloat16; without autocast the weights want their own format."""
-        is_autocast = torch.is_autocast_enabled(features_BTE.device.type)
-        return features_BTE.dtype if is_autocast else self.fc.weight.dtype
 
 
 class BertGruClassifier(nn.Module):
     """Encoder and GRU; answers with the logit of the positive class.
 
-    Args:
-        encoder: The encoder's `config.json`. Its weights are left empty: they always come from a file.
-        hidden_dim: As in `GruHead`, like the others.
-        num_layers: Stacked layers.
-        bidirectional: Read the text from both ends.
-        dropout: Share of values zeroed in training.
-        pooling: What the linear layer sees.
+    The arguments are explained where they are checked, in `sentiment.models.config.BertGruConfig`. The encoder's
+    weights are left empty: they always come from a file.
     """
 
     def __init__(
@@ -102,7 +85,7 @@ class BertGruClassifier(nn.Module):
         super().__init__()
         config = encoder_config(encoder)
         with no_init_weights():
-            self.encoder: PreTrainedModel = AutoModel.from_config(config)
+            self.encoder: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         self.encoder.requires_grad_(False)
         self.head = GruHead(config.hidden_size, hidden_dim, num_layers, bidirectional, dropout, pooling)
 
@@ -116,15 +99,13 @@ class BertGruClassifier(nn.Module):
         Returns:
             logits_B, float32 (bfloat16 under autocast).
         """
-        mask_BT = _is_token(ids_BT.shape[1], lengths_B)
-        features_BTE = _states(self.encoder, ids_BT, mask_BT)
-        logits_B: Tensor = self.head(features_BTE, lengths_B)
+        logits_B: Tensor = self.head(_encode(self.encoder, ids_BT, lengths_B), lengths_B)
         return logits_B
 
     def train(self, mode: bool = True) -> BertGruClassifier:
         """Only the head drops out values; layers that are unfrozen are trained by `halves`."""
         super().train(mode)
-        self.encoder.eval()
+        self.encoder.eval()  # type: ignore[no-untyped-call]
         return self
 
     def halves(self, unfreeze_layers: int) -> tuple[LowerLayers, UpperLayers]:
@@ -136,18 +117,19 @@ class BertGruClassifier(nn.Module):
         Raises:
             ConfigError: The encoder has no such layers, or this kind of encoder can't be cut.
         """
-        layers = _layers_of(self.encoder, unfreeze_layers)
+        config = self.encoder.config
+        check_recipe(config.to_dict(), unfreeze_layers, max_length=1)
+        if config.model_type in _STACKS:
+            layers = self.encoder.get_submodule(_STACKS[config.model_type])
+            assert isinstance(layers, nn.ModuleList)
+        else:  # Never run by themselves: only their number counts.
+            layers = nn.ModuleList(nn.Identity() for _ in range(config.num_hidden_layers))
         first = len(layers) - unfreeze_layers
-        return LowerLayers(self.encoder, layers[:first]), UpperLayers(self.encoder.config, layers[first:], self.head)
+        return LowerLayers(self.encoder, layers[:first]), UpperLayers(config, layers[first:], self.head)
 
 
 class LowerLayers(nn.Module):
-    """What is never trained: always in evaluation mode, without gradients.
-
-    Args:
-        encoder: The whole encoder.
-        layers: Those of its layers that are run.
-    """
+    """What is never trained: an encoder with some of its layers, always in evaluation mode and without gradients."""
 
     def __init__(self, encoder: PreTrainedModel, layers: nn.ModuleList) -> None:
         super().__init__()
@@ -158,13 +140,12 @@ class LowerLayers(nn.Module):
     @torch.no_grad()
     def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Returns features_BTE: the states after the last of the layers. Those of padding mean nothing."""
-        mask_BT = _is_token(ids_BT.shape[1], lengths_B)
         if len(self.layers) == self.encoder.config.num_hidden_layers:
-            return _states(self.encoder, ids_BT, mask_BT)
+            return _encode(self.encoder, ids_BT, lengths_B)
         x_BTE: Tensor = self.encoder.get_submodule("embeddings")(input_ids=ids_BT)
         if hasattr(self.encoder, "embeddings_project"):  # ELECTRA's embeddings may be narrower than its layers
             x_BTE = self.encoder.get_submodule("embeddings_project")(x_BTE)
-        return _through(self.layers, x_BTE, mask_BT, self.encoder.config)
+        return _run_layers(self.layers, x_BTE, lengths_B, self.encoder.config)
 
     def train(self, mode: bool = True) -> LowerLayers:
         """Stay in evaluation mode whatever is asked."""
@@ -172,13 +153,7 @@ class LowerLayers(nn.Module):
 
 
 class UpperLayers(nn.Module):
-    """What is trained: the encoder's top layers, if any, and the head. Takes features as the other models take ids.
-
-    Args:
-        config: The encoder's.
-        layers: Its top layers.
-        head: GRU and linear layer.
-    """
+    """What is trained: the encoder's top layers, if any, and the head. Takes features as the other models take ids."""
 
     def __init__(self, config: PretrainedConfig, layers: nn.ModuleList, head: GruHead) -> None:
         super().__init__()
@@ -189,26 +164,11 @@ class UpperLayers(nn.Module):
     def forward(self, features_BTE: Tensor, lengths_B: Tensor) -> Tensor:
         """Returns logits_B."""
         if len(self.layers):
-            mask_BT = _is_token(features_BTE.shape[1], lengths_B)
-            x_BTE = features_BTE
-            if not torch.is_autocast_enabled(x_BTE.device.type):
-                x_BTE = x_BTE.to(self.head.fc.weight.dtype)
-            features_BTE = _through(self.layers, x_BTE, mask_BT, self.config)
+            if not torch.is_autocast_enabled(features_BTE.device.type):
+                features_BTE = features_BTE.to(self.head.fc.weight.dtype)
+            features_BTE = _run_layers(self.layers, features_BTE, lengths_B, self.config)
         logits_B: Tensor = self.head(features_BTE, lengths_B)
         return logits_B
-
-
-def encoder_config(encoder: dict[str, Any]) -> PretrainedConfig:
-    """The config object of an encoder's `config.json`.
-
-    Raises:
-        ConfigError: transformers knows no such model.
-    """
-    fields = dict(encoder)
-    try:
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"encoder config: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_recipe(encoder: dict[str, Any], unfreeze_layers: int, max_length: int) -> None:
@@ -234,28 +194,19 @@ def check_recipe(encoder: dict[str, Any], unfreeze_layers: int, max_length: int)
         raise ConfigError(f"--max-length {max_length}: the encoder reads {positions} tokens")
 
 
-def _layers_of(encoder: PreTrainedModel, unfreeze_layers: int) -> nn.ModuleList:
-    """The encoder's layers, from the bottom to the top."""
-    check_recipe(encoder.config.to_dict(), unfreeze_layers, max_length=1)
-    if encoder.config.model_type not in _STACKS:
-        # Never run by themselves: only their number counts.
-        return nn.ModuleList(nn.Identity() for _ in range(encoder.config.num_hidden_layers))
-    layers = encoder.get_submodule(_STACKS[encoder.config.model_type])
-    assert isinstance(layers, nn.ModuleList)
-    return layers
-
-
-def _states(encoder: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def _encode(encoder: PreTrainedModel, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """The encoder's last hidden states, (B, T, E); on a CPU without gradients some rows at a time."""
+    mask_BT = _is_token(ids_BT.shape[1], lengths_B)
     rows = max(1, _CACHED_TOKENS // ids_BT.shape[1])
     if ids_BT.device.type != "cpu" or torch.is_grad_enabled():
         rows = len(ids_BT)
-    parts = zip(ids_BT.split(rows), mask_BT.split(rows), strict=True)
-    states = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for ids, mask in parts]
+    chunks = zip(ids_BT.split(rows), mask_BT.split(rows), strict=True)  # type: ignore[no-untyped-call]
+    states = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for ids, mask in chunks]
     return torch.cat(states) if len(states) > 1 else states[0]
 
 
-def _through(layers: nn.ModuleList, x_BTE: Tensor, mask_BT: Tensor, config: PretrainedConfig) -> Tensor:
+def _run_layers(layers: nn.ModuleList, x_BTE: Tensor, lengths_B: Tensor, config: PretrainedConfig) -> Tensor:
+    mask_BT = _is_token(x_BTE.shape[1], lengths_B)
     mask = create_bidirectional_mask(config=config, inputs_embeds=x_BTE, attention_mask=mask_BT)
     for layer in layers:
         x_BTE = layer(x_BTE, attention_mask=mask)

@@ -9,10 +9,12 @@ Shapes: B batch, T time (tokens, padded), E layer input, H hidden, of all direct
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
-from sentiment.shapes import Pooling
+from sentiment.models.config import Pooling
 
 
 def pooled_states(
@@ -38,24 +40,39 @@ def pooled_states(
     Returns:
         pooled_BH
     """
-    reversal_N = _reversal(x_TBE.shape[0], lengths_B)
+    # Index that reverses each row within its own length and leaves its padding in place; its own inverse. Of the
+    # N = T × B steps of all rows: taking whole vectors is faster than a gather, which copies number by number.
+    num_rows = len(lengths_B)
+    row_B = torch.arange(num_rows, device=lengths_B.device)
+    step_T1 = torch.arange(x_TBE.shape[0], device=lengths_B.device)[:, None]
+    is_padding_TB1 = (step_T1 >= lengths_B)[:, :, None]
+    reversal_N = (torch.where(step_T1 < lengths_B, lengths_B - 1 - step_T1, step_T1) * num_rows + row_B).flatten()
+    last_B = (lengths_B - 1) * num_rows + row_B
+
+    def reverse(x_TBE: Tensor) -> Tensor:
+        return x_TBE.flatten(0, 1).index_select(0, reversal_N).view_as(x_TBE)
+
+    def maxima() -> list[Tensor]:
+        return [out_TBH.masked_fill(is_padding_TB1, float("-inf")).amax(dim=0) for out_TBH in outputs_TBH]
+
     states_BH: list[Tensor] = []
     for layer in range(rnn.num_layers):
         outputs_TBH = [run_direction(rnn, layer, "", x_TBE)]
         if rnn.bidirectional:
-            outputs_TBH.append(run_direction(rnn, layer, "_reverse", _reorder(x_TBE, reversal_N)))
+            outputs_TBH.append(run_direction(rnn, layer, "_reverse", reverse(x_TBE)))
         if layer >= rnn.num_layers - state_layers:
-            states_BH += [_last(out_TBH, lengths_B) for out_TBH in outputs_TBH]
+            states_BH += [out_TBH.flatten(0, 1).index_select(0, last_B) for out_TBH in outputs_TBH]
         if layer + 1 < rnn.num_layers:
             if rnn.bidirectional:
-                outputs_TBH[1] = _reorder(outputs_TBH[1], reversal_N)
+                outputs_TBH[1] = reverse(outputs_TBH[1])
             x_TBE = dropout(torch.cat(outputs_TBH, dim=2))
     # Maximum and mean don't mind that the backward direction's steps still lie in its own order.
     if pooling == "concat":
-        means_BH = [_mean(out_TBH, lengths_B) for out_TBH in outputs_TBH]
-        return torch.cat([*states_BH, *(_maximum(out_TBH, lengths_B) for out_TBH in outputs_TBH), *means_BH], dim=1)
+        sums_BH = [out.masked_fill(is_padding_TB1, 0.0).sum(dim=0, dtype=torch.float32) for out in outputs_TBH]
+        means_BH = [(sum_BH / lengths_B[:, None]).to(outputs_TBH[0].dtype) for sum_BH in sums_BH]
+        return torch.cat([*states_BH, *maxima(), *means_BH], dim=1)
     if pooling == "max":
-        return torch.cat([_maximum(out_TBH, lengths_B) for out_TBH in outputs_TBH], dim=1)
+        return torch.cat(maxima(), dim=1)
     return torch.cat(states_BH, dim=1)
 
 
@@ -77,10 +94,9 @@ def run_direction(rnn: nn.RNNBase, layer: int, direction: str, x_TBE: Tensor) ->
     Returns:
         out_TBH
     """
-    if x_TBE.is_cuda and torch.is_autocast_enabled("cuda"):
-        # Autocast runs cuDNN's recurrences in float16 whatever it was asked for; without loss scaling the gradients
-        # of long texts would vanish. In float32 they use TF32.
-        with torch.autocast("cuda", enabled=False):
+    device = x_TBE.device.type
+    if torch.is_autocast_enabled(device) and not _has_half_kernel(device, rnn.mode):
+        with torch.autocast(device, enabled=False):
             return run_direction(rnn, layer, direction, x_TBE.float())
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     weights = [getattr(rnn, f"{name}_l{layer}{direction}") for name in names]
@@ -99,40 +115,21 @@ def run_direction(rnn: nn.RNNBase, layer: int, direction: str, x_TBE: Tensor) ->
     return out_TBH
 
 
-def _last(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
-    """Each row's output at its last token."""
-    num_rows = len(lengths_B)
-    last_B = (lengths_B - 1) * num_rows + torch.arange(num_rows, device=lengths_B.device)
-    return out_TBH.flatten(0, 1).index_select(0, last_B)
+@cache
+def _has_half_kernel(device: str, mode: str) -> bool:
+    """Whether a recurrence may run under autocast to bfloat16; otherwise it runs in float32.
 
-
-def _maximum(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
-    """Each row's maximum over its tokens, for each unit."""
-    return out_TBH.masked_fill(_is_padding(out_TBH, lengths_B), float("-inf")).amax(dim=0)
-
-
-def _mean(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
-    """Each row's mean over its tokens, for each unit; summed in float32."""
-    sums_BH = out_TBH.masked_fill(_is_padding(out_TBH, lengths_B), 0.0).sum(dim=0, dtype=torch.float32)
-    return (sums_BH / lengths_B[:, None]).to(out_TBH.dtype)
-
-
-def _is_padding(out_TBH: Tensor, lengths_B: Tensor) -> Tensor:
-    return (torch.arange(out_TBH.shape[0], device=lengths_B.device)[:, None] >= lengths_B)[:, :, None]
-
-
-def _reversal(length: int, lengths_B: Tensor) -> Tensor:
-    """Index that reverses each row within its own length and leaves its padding in place; its own inverse.
-
-    Returns:
-        reversal_N: for each of the N = T × B steps of all rows, the step that comes in its place.
+    On CUDA autocast runs cuDNN's in float16 whatever it was asked for; without loss scaling the gradients of long texts
+    would vanish. In float32 they use TF32. On CPUs oneDNN has no bfloat16 LSTM for those below AVX-512, and PyTorch
+    fails there instead of taking its own kernel: whether it does is tried once.
     """
-    num_rows = len(lengths_B)
-    steps_T1 = torch.arange(length, device=lengths_B.device)[:, None]
-    reversal_TB = torch.where(steps_T1 < lengths_B, lengths_B - 1 - steps_T1, steps_T1)
-    return (reversal_TB * num_rows + torch.arange(num_rows, device=lengths_B.device)).flatten()
-
-
-def _reorder(x_TBE: Tensor, index_N: Tensor) -> Tensor:
-    """Take all rows' steps in the order of `index_N`: whole vectors, which a gather would copy number by number."""
-    return x_TBE.flatten(0, 1).index_select(0, index_N).view_as(x_TBE)
+    if device == "cuda" or mode != "LSTM":
+        return device != "cuda"
+    zeros_1BH, zeros_41, zeros_4 = torch.zeros(1, 1, 1), torch.zeros(4, 1), torch.zeros(4)
+    weights = [zeros_41, zeros_41, zeros_4, zeros_4]
+    try:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+            torch.lstm(zeros_1BH, (zeros_1BH, zeros_1BH), weights, True, 1, 0.0, False, False, False)
+    except RuntimeError:
+        return False
+    return True

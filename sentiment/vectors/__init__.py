@@ -1,4 +1,4 @@
-"""Pretrained word vectors: load GloVe (`loading`), ask it about words (`space`, `bias`), start an embedding with it.
+"""Pretrained word vectors: load GloVe (`loading`), ask it about words (`space`), start an embedding with it.
 
     vectors = load_vectors("glove.6B.100d")           # or a file in GloVe's text format
     vectors.nearest("cat", 5)

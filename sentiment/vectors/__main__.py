@@ -1,4 +1,4 @@
-"""Command line of the word vectors: `python -m sentiment.vectors COMMAND … --glove PATH_OR_NAME`.
+"""Command line of the word vectors: `sentiment vectors COMMAND … --glove PATH_OR_NAME`.
 
 The answer goes to stdout, as a table or with `--json` as one object. A user's mistake is one line on stderr and exit
 code 2. Torch is imported after the command line has been understood.
@@ -16,13 +16,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sentiment.errors import ConfigError, SentimentError
+from sentiment.errors import ConfigError
+from sentiment.observability.log import run_command
+from sentiment.observability.status import status_line
 
 if TYPE_CHECKING:
-    from sentiment.vectors.bias import BiasProbe
-    from sentiment.vectors.space import Neighbour, PretrainedVectors
+    from sentiment.vectors.space import PretrainedVectors
 
-PROGRAM = "python -m sentiment.vectors"
+PROGRAM = "sentiment vectors"
 DEFAULT_SOURCE = "glove.6B.50d"
 _FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
 # What a command returns: the object for --json and the text for people.
@@ -31,12 +32,12 @@ Answer = tuple[dict[str, Any], str]
 _ABOUT = """Ask pretrained word vectors (GloVe) about words.
 
 examples:
-  python -m sentiment.vectors nearest cat --glove glove.6B.50d.txt
-  python -m sentiment.vectors nearest nurse -n 5 --metric euclid
-  python -m sentiment.vectors similarity cat dog
-  python -m sentiment.vectors analogy king man woman      # king is to man as ... is to woman: queen
-  python -m sentiment.vectors midpoint happy sad
-  python -m sentiment.vectors bias --words doctor nurse engineer --json
+  sentiment vectors nearest cat --glove glove.6B.50d.txt
+  sentiment vectors nearest nurse -n 5 --metric euclid
+  sentiment vectors similarity cat dog
+  sentiment vectors analogy king man woman      # king is to man as ... is to woman: queen
+  sentiment vectors midpoint happy sad
+  sentiment vectors bias --words doctor nurse engineer --json
 """
 _EPILOG = """vectors:
   --glove takes a file in GloVe's text format (also .gz), or a name such as glove.6B.100d or glove.twitter.27B.50d,
@@ -48,29 +49,27 @@ _EPILOG = """vectors:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses, answers; returns the exit code: 0, 2 for a user's mistake, 130 if interrupted."""
-    try:
+    """Parse and answer; returns the exit code: 0, 2 for a user's mistake, 130 if interrupted."""
+
+    def work() -> int:
         given = _parser().parse_args(argv)
-        from sentiment.vectors.loading import load_vectors
+        with status_line("loading PyTorch"):
+            from sentiment.vectors.loading import load_vectors
 
         vectors = load_vectors(given.glove or os.environ.get("SENTIMENT_GLOVE") or DEFAULT_SOURCE)
         content, text = given.answer(vectors, given)
-    except SentimentError as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{PROGRAM}: interrupted\n")
-        return 130
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # "−" must not stop a Latin-1 terminal
-    about = {"command": given.command, "vectors": vectors.name, "words": len(vectors), "dim": vectors.dim}
-    sys.stdout.write((json.dumps({**about, **content}) if given.json else text) + "\n")
-    return 0
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # "−" must not stop a Latin-1 terminal
+        about = {"command": given.command, "vectors": vectors.name, "words": len(vectors), "dim": vectors.dim}
+        sys.stdout.write((json.dumps({**about, **content}) if given.json else text) + "\n")
+        return 0
+
+    return run_command("vectors", work)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help shows how it goes")
+        raise ConfigError(f"{message}; {self.prog} --help explains its arguments")
 
 
 def _parser() -> _Parser:
@@ -92,11 +91,11 @@ def _parser() -> _Parser:
         command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
         return command
 
-    nearest = add("nearest", "words nearest to a word", "cat -n 5 --metric euclid", _nearest)
+    nearest = add("nearest", "words nearest to a word", "cat -n 5 --metric euclid", _near)
     nearest.add_argument("word")
     similarity = add("similarity", "cosine and Euclidean distance of two words", "cat dog", _similarity)
-    analogy = add("analogy", "words nearest to A − B + C, those three left out", "king man woman", _analogy)
-    midpoint = add("midpoint", "words nearest to the mean of two, those left out", "happy sad", _midpoint)
+    analogy = add("analogy", "words nearest to A − B + C, those three left out", "king man woman", _near)
+    midpoint = add("midpoint", "words nearest to the mean of two, those left out", "happy sad", _near)
     for command, names in ((similarity, "ab"), (analogy, "abc"), (midpoint, "ab")):
         for name in names:
             command.add_argument(name, metavar=name.upper())
@@ -123,9 +122,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _nearest(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer:
-    found = vectors.nearest(given.word, given.count, given.metric)
-    return _neighbours(f"nearest to {given.word}", [given.word], given.metric, found)
+def _near(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer:
+    """Answer of the commands that list near words."""
+    query = [getattr(given, name) for name in ("word", *"abc") if name in given]
+    found = getattr(vectors, given.command)(*query, given.count, given.metric)
+    rows = [(near.word, near.cosine, near.distance) for near in found]
+    title = {"nearest": "nearest to {}", "analogy": "nearest to {} − {} + {}", "midpoint": "between {} and {}"}
+    content = {"query": query, "metric": given.metric, "neighbours": [asdict(near) for near in found]}
+    return content, f"{title[given.command].format(*query)}\n\n{_table(('word', 'cosine', 'distance'), rows)}"
 
 
 def _similarity(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer:
@@ -134,58 +138,33 @@ def _similarity(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer
     return {"query": [given.a, given.b], **found}, table
 
 
-def _analogy(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer:
-    query = [given.a, given.b, given.c]
-    found = vectors.analogy(given.a, given.b, given.c, given.count, given.metric)
-    return _neighbours("nearest to {} − {} + {}".format(*query), query, given.metric, found)
-
-
-def _midpoint(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer:
-    query = [given.a, given.b]
-    found = vectors.midpoint(given.a, given.b, given.count, given.metric)
-    return _neighbours("between {} and {}".format(*query), query, given.metric, found)
-
-
 def _bias(vectors: PretrainedVectors, given: argparse.Namespace) -> Answer:
-    from sentiment.vectors.bias import OCCUPATIONS, bias_probe
+    from sentiment.vectors.space import OCCUPATIONS, bias_probe
 
     probe = bias_probe(vectors, given.words or OCCUPATIONS, count=given.count, metric=given.metric)
-    return {"metric": given.metric, **asdict(probe)}, _bias_text(probe)
-
-
-def _bias_text(probe: BiasProbe) -> str:
     first, second = probe.pair
-    rows = [
-        (row.word, row.lean, ", ".join(n.word for n in row.toward_second), ", ".join(n.word for n in row.toward_first))
-        for row in probe.rows
-    ]
+    rows: list[tuple[str | float, ...]] = []
+    for row in probe.rows:
+        sides = (", ".join(near.word for near in side) for side in (row.toward_second, row.toward_first))
+        rows.append((row.word, row.lean, *sides))
     parts = []
     if rows:
         parts.append(f"lean = cos(word, {second}) − cos(word, {first}); above 0: nearer to {second}")
         parts.append(_table(("word", "lean", f"word − {first} + {second}", f"word − {second} + {first}"), rows))
     if probe.missing:
         parts.append(f"no vector for: {', '.join(probe.missing)}")
-    return "\n\n".join(parts)
-
-
-def _neighbours(title: str, query: list[str], metric: str, found: list[Neighbour]) -> Answer:
-    content = {"query": query, "metric": metric, "neighbours": [asdict(neighbour) for neighbour in found]}
-    rows = [(neighbour.word, neighbour.cosine, neighbour.distance) for neighbour in found]
-    return content, f"{title}\n\n{_table(('word', 'cosine', 'distance'), rows)}"
+    return {"metric": given.metric, **asdict(probe)}, "\n\n".join(parts)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
     """Aligned columns: words to the left, numbers to the right."""
-    cells = [[value if isinstance(value, str) else f"{value:.4f}" for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    is_number = [rows and not isinstance(value, str) for value in (rows[0] if rows else header)]
-    lines = []
-    for line in (header, *cells):
-        padded = [
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, is_number, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
+    cells = [[value if isinstance(value, str) else f"{value:.4f}" for value in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligns = ["<" if isinstance(value, str) else ">" for value in (rows[0] if rows else header)]
+    lines = [
+        "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True)).rstrip()
+        for line in cells
+    ]
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """Word vectors from a file or by name, through torchtext's `Vectors` and `GloVe`, made safe for a long-lived process.
 
-Left alone, torchtext switches certificate checks off for the whole process, serves a file that has changed since from
-its cache, takes up a half-finished download again, skips odd rows in silence and fails on others with errors that name
-neither file nor line.
+Left alone, torchtext switches certificate checks off for the process, serves a file that has changed since from its
+cache, takes an unfinished download for a complete one, skips odd rows in silence and fails on others with errors that
+name neither file nor line.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import Any
 import torch
 
 from sentiment.errors import DataError, brief
+from sentiment.observability.status import status_line
 from sentiment.vectors.space import PretrainedVectors
 
 # Below this a file is read within seconds, and a progress bar is only noise.
 _SMALL_FILE_BYTES = 50 * 2**20
 # With fewer numbers in a row torchtext takes it for a header.
-_FEWEST_NUMBERS = 3
+_MIN_NUMBERS = 3
 _FORMAT = (
     "expected text as GloVe has it, also .gz: on each line a word and its numbers, as many on every line, "
     "with single spaces between"
 )
 _OTHERWISE = "give a local file in GloVe's text format with --vectors or --glove PATH"
-
 # What torchtext is known to raise on texts and archives that are not what it expects.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 # Both the certificate guard and the silencing of stderr change the process for a moment.
-_ONE_AT_A_TIME = threading.RLock()
+_GUARD = threading.RLock()
 
 
 def load_vectors(source: str, *, cache: Path | None = None) -> PretrainedVectors:
-    """Loads word vectors from a file or by name.
+    """Load word vectors from a file or by name.
 
     Args:
         source: A local file in GloVe's text format (a header line as of word2vec is skipped), also .gz; or one of
@@ -63,9 +63,9 @@ def load_vectors(source: str, *, cache: Path | None = None) -> PretrainedVectors
     if path.is_file():
         return _load_file(source, path)
     if source in (names := known_names()):
-        here = Path(_file_name(source))
-        if here.is_file():  # torchtext would read it too, and put it into the cache as if it were the download
-            return _load_file(str(here), here)
+        local = Path(_file_name(source))
+        if local.is_file():  # torchtext would read it too, and put it into the cache as if it were the download
+            return _load_file(str(local), local)
         return _load_named(source, default_cache() if cache is None else cache)
     if path.is_dir():
         raise DataError(f"vectors {source!r} is a folder; give a file of it")
@@ -75,65 +75,65 @@ def load_vectors(source: str, *, cache: Path | None = None) -> PretrainedVectors
 
 
 def known_names() -> list[str]:
-    """Returns the names that can be downloaded: torchtext's, but for charngram, whose rows aren't words."""
-    from torchtext.vocab import pretrained_aliases  # noqa: PLC0415  (takes 0.2 s)
+    """Names that can be downloaded: torchtext's, but for charngram, whose rows aren't words."""
+    from torchtext.vocab import pretrained_aliases
 
     return sorted(name for name in pretrained_aliases if not name.startswith("charngram"))
 
 
 def default_cache() -> Path:
-    """Returns the folder that downloads go to: in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
+    """Folder for downloads: in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "sentiment-at-scale" / "vectors"
 
 
 def _load_file(source: str, path: Path) -> PretrainedVectors:
-    from torchtext.vocab import Vectors  # noqa: PLC0415
+    from torchtext.vocab import Vectors
 
-    fault: str | None
     try:
-        fault = _fault_in_rows(path)
+        fault = _find_bad_row(path)
         if fault is None:
-            # A cache of its own: torchtext's knows a file by its base name only, whatever is in it by now.
-            with tempfile.TemporaryDirectory() as cache, _tamed(quiet=path.stat().st_size < _SMALL_FILE_BYTES):
-                return _checked(path.name, Vectors(str(path), cache=cache))
+            # A cache of its own: torchtext's identifies a file by its base name only, whatever is in it by now.
+            is_small = path.stat().st_size < _SMALL_FILE_BYTES
+            with tempfile.TemporaryDirectory() as cache, _guarded(source, quiet=is_small):
+                return _convert(path.name, Vectors(str(path), cache=cache))
     except (OSError, *_UNREADABLE) as error:
-        fault = _fault_in_numbers(path) or f"can't be read ({brief(error)})"
+        fault = _find_bad_number(path) or f"can't be read ({brief(error)})"
         raise DataError(f"vectors {source}: {fault}; {_FORMAT}") from error
     raise DataError(f"vectors {source}: {fault}; {_FORMAT}")
 
 
 def _load_named(name: str, cache: Path) -> PretrainedVectors:
-    from torchtext.vocab import pretrained_aliases  # noqa: PLC0415
+    from torchtext.vocab import pretrained_aliases
 
     text = cache / _file_name(name)
     parsed = cache / f"{text.name}.pt"
-    if parsed.is_file():
-        try:
-            with _tamed(quiet=True):  # torch.load is left at its default, weights_only: it runs no foreign code
-                return _checked(name, pretrained_aliases[name](cache=str(cache)))
-        except Exception as error:  # torch.load meets damage with almost anything
-            raise _damaged(name, parsed, error) from error
+    damaged, fix = (text, "delete that file and try again") if text.is_file() else ("the download", "try again")
     try:
+        if parsed.is_file():
+            damaged, fix = parsed, "delete that file and try again"
+            with _guarded(name, quiet=True):  # torch.load is left at its default, weights_only: it runs no foreign code
+                try:
+                    return _convert(name, pretrained_aliases[name](cache=str(cache)))
+                except Exception as error:  # torch.load meets damage with almost anything
+                    raise ValueError(brief(error)) from error
         cache.mkdir(parents=True, exist_ok=True)
         # Made in a folder of its own and moved when complete: an interrupted or failed download leaves nothing that
-        # torchtext would take for a whole one, and two processes don't write the same file.
+        # torchtext would take for a complete one, and two processes don't write the same file.
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=cache) as folder:
             if text.is_file():
                 (Path(folder) / text.name).symlink_to(text.resolve())
-            with _tamed(quiet=False):
-                vectors = _checked(name, pretrained_aliases[name](cache=folder))
-            _move_finished(Path(folder), cache)
+            with _guarded(name, quiet=False):
+                vectors = _convert(name, pretrained_aliases[name](cache=folder))
+            # The texts (an archive holds all widths) and what was parsed; the archive itself is of no more use.
+            for path in Path(folder).iterdir():
+                if path.is_file() and not path.is_symlink() and path.suffix != ".zip":
+                    path.replace(cache / path.name)
             return vectors
     except (OSError, HTTPException) as error:
         raise DataError(f"vectors {name!r} can't be fetched into {cache} ({brief(error)}); {_OTHERWISE}") from error
     except _UNREADABLE as error:
-        raise _damaged(name, text if text.is_file() else None, error) from error
-
-
-def _damaged(name: str, path: Path | None, error: Exception) -> DataError:
-    where, fix = ("the download", "try again") if path is None else (path, "delete that file and try again")
-    return DataError(f"vectors {name!r}: {where} is damaged ({brief(error)}); {fix}, or {_OTHERWISE}")
+        raise DataError(f"vectors {name!r}: {damaged} is damaged ({brief(error)}); {fix}, or {_OTHERWISE}") from error
 
 
 def _file_name(name: str) -> str:
@@ -142,26 +142,20 @@ def _file_name(name: str) -> str:
     return f"{name}.txt" if family == "glove" else f"wiki.{rest.partition('.')[0]}.vec"
 
 
-def _move_finished(folder: Path, cache: Path) -> None:
-    """Keeps the texts (an archive holds all widths) and what was parsed; the archive itself is of no more use."""
-    for path in folder.iterdir():
-        if path.is_file() and not path.is_symlink() and path.suffix != ".zip":
-            path.replace(cache / path.name)
-
-
 @contextlib.contextmanager
-def _tamed(*, quiet: bool) -> Iterator[None]:
-    """Calls torchtext without leaving traces in the process.
+def _guarded(source: str, *, quiet: bool) -> Iterator[None]:
+    """Call torchtext without leaving traces in the process.
 
     It points Python's HTTPS at `ssl._create_unverified_context` before it looks whether there is anything to download;
-    here that name stands for the checked kind.
-
-    Its progress bar can't be switched off by argument, but tqdm asks for `sys.stderr` when a bar starts. Loggers keep
-    the stream they were made with and aren't silenced. Where stderr is no terminal, bars only litter a log.
+    here that name stands for the checked kind. Its progress bar can't be switched off by argument, but tqdm asks for
+    `sys.stderr` when a bar starts; loggers keep the stream they were made with and aren't silenced. Where stderr is no
+    terminal, bars only litter a log: it gets a line now and then.
     """
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+    with _GUARD, contextlib.ExitStack() as stack:
         default, unverified = ssl._create_default_https_context, ssl._create_unverified_context
         if quiet or not (sys.stderr and sys.stderr.isatty()):
+            if not quiet:
+                stack.enter_context(status_line(f"loading vectors {source}"))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         ssl._create_unverified_context = ssl.create_default_context  # type: ignore[assignment]
         try:
@@ -171,8 +165,8 @@ def _tamed(*, quiet: bool) -> Iterator[None]:
             ssl._create_unverified_context = unverified
 
 
-def _checked(name: str, loaded: Any) -> PretrainedVectors:
-    """Takes over what torchtext loaded.
+def _convert(name: str, loaded: Any) -> PretrainedVectors:
+    """Make ours of torchtext's vectors.
 
     Raises:
         ValueError: There are no words, or numbers that aren't finite.
@@ -189,8 +183,8 @@ def _checked(name: str, loaded: Any) -> PretrainedVectors:
     return PretrainedVectors(name, list(row_of), matrix_WE.to(torch.float32))
 
 
-def _fault_in_rows(path: Path) -> str | None:
-    """Says what is wrong with a file's rows; quick, for it leaves the numbers unread."""
+def _find_bad_row(path: Path) -> str | None:
+    """What is wrong with a file's rows; quick, for it leaves the numbers unread."""
     if zipfile.is_zipfile(path):
         return "is a zip archive: unpack it and give one of its files"
     first: tuple[int, int] | None = None  # line and its numbers
@@ -200,8 +194,8 @@ def _fault_in_rows(path: Path) -> str | None:
         numbers = row.count(b" ")
         if line == 1 and numbers == 1:
             continue  # word2vec's header: words and width
-        if numbers < _FEWEST_NUMBERS:
-            return f"line {line} has {numbers} numbers behind its word, at least {_FEWEST_NUMBERS} are needed"
+        if numbers < _MIN_NUMBERS:
+            return f"line {line} has {numbers} numbers behind its word, at least {_MIN_NUMBERS} are needed"
         first = first or (line, numbers)
         if numbers != first[1]:
             return f"line {line} has {numbers} numbers, line {first[0]} has {first[1]}"
@@ -212,8 +206,8 @@ def _fault_in_rows(path: Path) -> str | None:
     return None if first else "has no rows"
 
 
-def _fault_in_numbers(path: Path) -> str | None:
-    """Finds the first row that torchtext couldn't make finite numbers of; slow, so only after it failed."""
+def _find_bad_number(path: Path) -> str | None:
+    """The first row that torchtext couldn't make finite numbers of; slow, so only after it failed."""
     largest = torch.finfo(torch.float32).max
     try:
         for line, row in _rows(path):

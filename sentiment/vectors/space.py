@@ -1,4 +1,4 @@
-"""What can be asked of word vectors: which words are near, how near, and which row belongs to which token.
+"""Queries on word vectors: nearest words, similarity, analogies, the rows of a model's embedding, a probe for bias.
 
 Names of tensors end in their shape: W words of the vectors, E width of a vector, V entries of a model's vocabulary.
 """
@@ -20,23 +20,25 @@ from sentiment.config import unknown
 from sentiment.errors import ConfigError, DataError
 
 Metric = Literal["cosine", "euclid"]
+OCCUPATIONS = (
+    *("doctor", "nurse", "engineer", "teacher", "scientist", "lawyer", "secretary", "professor"),
+    *("manager", "artist", "soldier", "programmer"),
+)
 
-# Words that a misspelt one is compared with. The files go from frequent to rare; all 400,000 would take seconds.
+# Words that a misspelled one is compared with. The files go from frequent to rare; all 400,000 would take seconds.
 _COMPARED_WORDS = 20_000
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """How near two words are."""
+    """How near two words are: cosine (1 is the same direction, 0 for a zero vector) and Euclidean distance."""
 
     cosine: float
-    """Of the angle between them: 1 is the same direction, 0 for a zero vector."""
     distance: float
-    """Euclidean."""
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A word and how near it is to what was asked."""
 
     word: str
@@ -94,7 +96,7 @@ class PretrainedVectors:
         return self._row_of.get(word.lower()) if row is None else row
 
     def vector(self, word: str) -> Tensor:
-        """Looks a word up.
+        """Look a word up.
 
         Args:
             word: As given, or else in lower case.
@@ -113,14 +115,11 @@ class PretrainedVectors:
         return self.matrix_WE[row].clone()
 
     def similarity(self, a: str, b: str) -> Similarity:
-        """Compares two words.
+        """Compare two words by cosine and Euclidean distance.
 
         Args:
             a: One word.
             b: The other.
-
-        Returns:
-            Their cosine and Euclidean distance.
 
         Raises:
             DataError: A word has no vector.
@@ -132,8 +131,8 @@ class PretrainedVectors:
 
     def nearest(
         self, query: str | Tensor, count: int = 10, metric: Metric = "cosine", leave_out: Iterable[str] = ()
-    ) -> list[Neighbour]:
-        """Finds the words nearest to a word or a point.
+    ) -> list[Neighbor]:
+        """Find the words nearest to a word or a point.
 
         Args:
             query: A word, which is left out itself, or a vector of shape (E,).
@@ -166,27 +165,24 @@ class PretrainedVectors:
         score_W[list(rows)] = -torch.inf
         best = torch.topk(score_W, min(count, len(self) - len(rows))).indices
         return [
-            Neighbour(self.words[row], cosine, distance)
+            Neighbor(self.words[row], cosine, distance)
             for row, cosine, distance in zip(
                 best.tolist(), cosine_W[best].tolist(), distance_W[best].tolist(), strict=True
             )
         ]
 
-    def analogy(self, a: str, b: str, c: str, count: int = 10, metric: Metric = "cosine") -> list[Neighbour]:
-        """Finds what is to `c` as `a` is to `b`: the words nearest to a − b + c (king − man + woman ≈ queen).
+    def analogy(self, a: str, b: str, c: str, count: int = 10, metric: Metric = "cosine") -> list[Neighbor]:
+        """Find what is to `c` as `a` is to `b`: the words nearest to a − b + c (king − man + woman ≈ queen).
 
         The three words themselves are left out, as Mikolov, Yih and Zweig do ("Linguistic regularities in continuous
         space word representations", NAACL 2013); otherwise `a` or `c` is mostly the nearest.
 
         Args:
             a: Where to start.
-            b: What is taken away.
+            b: What is subtracted.
             c: What is added.
-            count: Words to return.
-            metric: As for `nearest`.
-
-        Returns:
-            The nearest first.
+            count: As for `nearest`, like the rest.
+            metric: What near means.
 
         Raises:
             DataError: A word has no vector.
@@ -194,17 +190,14 @@ class PretrainedVectors:
         point_E = self.vector(a) - self.vector(b) + self.vector(c)
         return self.nearest(point_E, count, metric, leave_out=(a, b, c))
 
-    def midpoint(self, a: str, b: str, count: int = 10, metric: Metric = "cosine") -> list[Neighbour]:
-        """Finds what lies between two words: the words nearest to their mean, the two left out.
+    def midpoint(self, a: str, b: str, count: int = 10, metric: Metric = "cosine") -> list[Neighbor]:
+        """Find what lies between two words: the words nearest to their mean, the two left out.
 
         Args:
             a: One word.
             b: The other.
-            count: Words to return.
-            metric: As for `nearest`.
-
-        Returns:
-            The nearest first.
+            count: As for `nearest`, like the rest.
+            metric: What near means.
 
         Raises:
             DataError: A word has no vector.
@@ -221,7 +214,7 @@ class PretrainedVectors:
         scale: float = 1.0,
         special: Collection[str] = ("<unk>", "<pad>"),
     ) -> EmbeddingTable:
-        """Puts together the rows that a model's embedding starts from.
+        """Put together the rows that a model's embedding starts from.
 
         Args:
             tokens: The model's vocabulary in the order of its ids.
@@ -252,6 +245,75 @@ class PretrainedVectors:
         return EmbeddingTable(matrix_VE, is_known_V)
 
 
+@dataclass(frozen=True)
+class BiasRow:
+    """One word, moved along the line between the pair."""
+
+    word: str
+    lean: float
+    """cos(word, second) − cos(word, first) of the pair; above 0 it is nearer to the second."""
+    toward_second: list[Neighbor]
+    """Nearest to word − first + second."""
+    toward_first: list[Neighbor]
+    """Nearest to word − second + first."""
+
+
+@dataclass(frozen=True)
+class BiasProbe:
+    """What `bias_probe` found."""
+
+    pair: tuple[str, str]
+    rows: list[BiasRow]
+    missing: list[str]
+    """Words that have no vector."""
+
+
+def bias_probe(
+    vectors: PretrainedVectors,
+    occupations: Sequence[str] = OCCUPATIONS,
+    pair: tuple[str, str] = ("man", "woman"),
+    count: int = 5,
+    metric: Metric = "cosine",
+) -> BiasProbe:
+    """Move each word from one of a pair to the other and back, and measure to which it is nearer.
+
+    It shows the stereotypes that word vectors pick up from their texts, before a model inherits them (after Bolukbasi
+    et al., "Man is to Computer Programmer as Woman is to Homemaker? Debiasing Word Embeddings", NeurIPS 2016). It says
+    nothing about people, and a lean near 0 doesn't prove a word neutral. Unlike in an analogy, only the word itself is
+    left out of the nearest: that the pair's own words come up is a finding.
+
+    Args:
+        vectors: Where the words are looked up.
+        occupations: The words to probe.
+        pair: Two words that should not matter for them.
+        count: Nearest words for each direction.
+        metric: As for `PretrainedVectors.nearest`.
+
+    Returns:
+        A row for each word in the order given; the words without a vector apart.
+
+    Raises:
+        DataError: A word of the pair has no vector.
+    """
+    assert not isinstance(occupations, str), "occupations must be a sequence of words, not one word"
+    first, second = pair
+    step_E = vectors.vector(second) - vectors.vector(first)
+    rows = []
+    for word in occupations:
+        if word not in vectors:
+            continue
+        word_E = vectors.vector(word)
+        rows.append(
+            BiasRow(
+                word,
+                lean=vectors.similarity(word, second).cosine - vectors.similarity(word, first).cosine,
+                toward_second=vectors.nearest(word_E + step_E, count, metric, leave_out=(word,)),
+                toward_first=vectors.nearest(word_E - step_E, count, metric, leave_out=(word,)),
+            )
+        )
+    return BiasProbe(pair, rows, [word for word in occupations if word not in vectors])
+
+
 def _unit(vectors: Tensor) -> Tensor:
-    """Scales vectors (..., E) to length 1; zero stays zero instead of becoming NaN."""
+    """Scale vectors (..., E) to length 1; zero stays zero instead of becoming NaN."""
     return torch.nn.functional.normalize(vectors, dim=-1)

@@ -12,10 +12,10 @@ import torch
 from ray.cluster_utils import Cluster
 
 from sentiment.bundle import BundleConfig, write_bundle
-from sentiment.corpora.synthetic import tweets
-from sentiment.models import build_model
-from sentiment.shapes import RecurrentConfig
-from sentiment.text import normalise
+from sentiment.data.synthetic import tweets
+from sentiment.models.build import build_model
+from sentiment.models.config import RecurrentConfig
+from sentiment.text import normalize
 from sentiment.tokenizers import WordTokenizer
 
 
@@ -66,7 +66,7 @@ def nodes(flaky_store: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of random weights: what it says doesn't matter, that it says the same each time does."""
-    tokenizer = WordTokenizer.train([normalise(tweet.text) for tweet in tweets(2_000, seed=1)])
+    tokenizer = WordTokenizer.train([normalize(tweet.text) for tweet in tweets(2_000, seed=1)])
     config = RecurrentConfig(
         vocabulary_size=tokenizer.vocabulary_size,
         embedding_dim=64,

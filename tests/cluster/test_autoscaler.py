@@ -12,7 +12,7 @@ import yaml
 from heads import free_ports, started_head
 from job_runs import environment, finished, read_rows, running, wait_for
 
-from sentiment.corpora.synthetic import tweets
+from sentiment.data.synthetic import tweets
 
 # Ray's own provider of such nodes, and how it names the head.
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

@@ -11,7 +11,7 @@ from job_runs import RECIPE_FLAGS, finished
 from ray.cluster_utils import Cluster
 from recovery import Recoveries
 
-from sentiment.corpora.synthetic import write_sentiment140
+from sentiment.data.synthetic import write_sentiment140
 
 pytestmark = pytest.mark.chaos
 ROWS = 4_000

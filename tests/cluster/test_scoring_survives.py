@@ -20,12 +20,12 @@ from job_runs import finished, read_rows, started, wait_for
 from ray.cluster_utils import Cluster
 from recovery import Recoveries, second_node, seconds_until_more
 
-from sentiment.corpora.synthetic import tweets
+from sentiment.data.synthetic import tweets
 
-ROWS = 9_000
+ROWS = 3_000
 SCORING = f"scoring {ROWS:,} rows in 30 shards"
-FLAGS = ("--precision", "float32", "--rows-per-file", 300, "--batch-rows", 300)
-NO_TEXT_EVERY = 1_000
+FLAGS = ("--precision", "float32", "--rows-per-file", 100, "--batch-rows", 100)
+NO_TEXT_EVERY = 500
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def check(output: Path) -> pa.Table:
     scored, rejected = read_rows(output / "scored"), read_rows(output / "rejected")
     assert sorted(scored["number"].to_pylist()) == [n for n in range(ROWS) if n % NO_TEXT_EVERY]
     assert rejected.num_rows == ROWS // NO_TEXT_EVERY
-    assert len(set(zip(rejected["source_file"].to_pylist(), rejected["source_row"].to_pylist(), strict=True))) == 9
+    assert len(set(zip(rejected["source_file"].to_pylist(), rejected["source_row"].to_pylist(), strict=True))) == 6
     manifest = json.loads((output / "manifest.json").read_text())
     assert (output / "_SUCCESS").exists()
     assert (manifest["rows_in"], manifest["rows_scored"]) == (ROWS, scored.num_rows)
@@ -105,13 +105,25 @@ def scorers(cluster: Cluster) -> list[psutil.Process]:
 
 
 @pytest.mark.chaos
-@pytest.mark.always
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((3,), marks=pytest.mark.always, id="once"),
+        # The first of them before anything is done.
+        pytest.param((0, *random.Random(5).choices(range(1, 12), k=2)), id="three times"),
+    ],
+)
 def test_killed_driver(
-    nodes: Cluster, bundle: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path, recoveries: Recoveries
+    moments: tuple[int, ...],
+    nodes: Cluster,
+    bundle: Path,
+    archive: Path,
+    undisturbed: pa.Table,
+    tmp_path: Path,
+    recoveries: Recoveries,
 ) -> None:
     output, flags = tmp_path / "out", command(bundle, archive, tmp_path / "out")
-    # Three moments, the first of them before anything is done.
-    for more in (0, *random.Random(5).choices(range(1, 12), k=2)):
+    for more in moments:
         enough = len(reports(output)) + more
         with started("score", *flags, address=nodes.address) as process:
             wait_for("a start", lambda: holder(output) == process.pid, process)
@@ -123,24 +135,17 @@ def test_killed_driver(
         recovered_s = seconds_until_more("report", lambda: len(reports(output)), before_restart, process)
         done = subprocess.CompletedProcess(process.args, 0, *process.communicate(timeout=240))
     assert process.returncode == 0, done.stderr
-    assert "going on" in done.stderr
-    assert json.loads((output / "manifest.json").read_text())["attempts"] >= 3
+    assert "resuming: " in done.stderr
+    assert json.loads((output / "manifest.json").read_text())["attempts"] >= len(moments)
     assert_same(check(output), undisturbed)
     recoveries.note(
-        done="driver killed three times, then started again",
+        done=f"driver killed {len(moments)} times, then started again",
         to=SCORING,
         finished="all shards; those that were done weren't scored again",
         lost="nothing",
         recovered=f"{recovered_s:.1f} s from the last start to the next finished shard",
         known="every row once, scores equal to the last bit, true totals",
     )
-
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    again = finished("score", *flags, address=nodes.address)
-    assert again.returncode == 0, again.stderr
-    assert "complete" in again.stderr
-    assert json.loads(again.stdout) == json.loads(done.stdout)
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
 @pytest.mark.chaos
@@ -158,7 +163,7 @@ def test_lost_node(
         stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["rows_in"] == ROWS
-    assert "workers were lost: going on with 2 model actors" in stderr
+    assert "workers were lost: continuing with 2 model actors" in stderr
     assert_same(check(output), undisturbed)
     recoveries.note(
         done="node with two of four model actors killed",
@@ -195,7 +200,7 @@ def test_soak(nodes: Cluster, bundle: Path, archive: Path, undisturbed: pa.Table
     while done is None:
         node = node or nodes.add_node(num_cpus=2, object_store_memory=200 << 20)
         with started("score", *flags, address=nodes.address) as process:
-            until = time.monotonic() + chance.uniform(15, 40)
+            until = time.monotonic() + chance.uniform(10, 20)
             while time.monotonic() < until and process.poll() is None:
                 time.sleep(chance.uniform(2, 6))
                 for actor in chance.sample(scorers(nodes), k=min(1, len(scorers(nodes)))):

@@ -19,6 +19,7 @@ import pytest
 from forwarder import Forwarder
 from heads import BIN, free_ports, started_head
 from job_runs import PATIENCE_S, REPOSITORY, running, wait_for
+from told import told
 
 ROWS = 40
 
@@ -132,16 +133,17 @@ def test_a_mistake_that_the_job_finds_is_its_exit_code(head: Head, tmp_path: Pat
     assert "Traceback" not in stderr
 
 
-def test_ctrl_c_stops_the_job(head: Head, tmp_path: Path) -> None:
-    words = ("--address", head.address, "--submission-id", "stopped", "jobs/demo.py", "--output", tmp_path / "demo")
+def test_ctrl_c_stops_the_job(head: Head, bundle: Path, archive: Path, tmp_path: Path) -> None:
+    flags = ("--model", bundle, "--input", archive, "--output", tmp_path / "out", "--num-actors", 1)
+    words = ("--address", head.address, "--submission-id", "stopped", "jobs/score.py", *flags)
     with running("jobs/submit.py", *words, env=head.env) as process:
         # Not while libraries are being imported: some swallow the interrupt, and the job is killed a minute later.
-        read_to(process, "$ python jobs/train_lstm.py")
+        read_to(process, "loading the model in 1 actor(s)")
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (130, ""), stderr
     # The job was interrupted, not killed: it said so itself.
-    assert "demo: interrupted" in stderr
+    assert "score: interrupted" in stderr
     assert stderr.endswith("submit: stopped has stopped\n")
     assert head.job("stopped")["status"] == "STOPPED"
 
@@ -162,7 +164,7 @@ def test_a_token_that_does_not_fit_is_one_line(
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (2, "")
     assert f"{head.address} {said}" in stderr
-    assert len(stderr.splitlines()) == 1
+    assert len(told(stderr).splitlines()) == 1
 
 
 def test_ray_job_submit_takes_the_working_directory(head: Head, bundle: Path, archive: Path, tmp_path: Path) -> None:

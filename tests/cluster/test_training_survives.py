@@ -12,7 +12,7 @@ from job_runs import finished, started, wait_for
 from ray.cluster_utils import Cluster
 from recovery import Recoveries, second_node, seconds_until_more
 
-from sentiment.corpora.synthetic import write_sentiment140
+from sentiment.data.synthetic import write_sentiment140
 
 pytestmark = pytest.mark.chaos
 EPOCHS = 3

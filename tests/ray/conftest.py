@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Labelled files with bad rows among them."""
+    """Labeled files with bad rows among them."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 

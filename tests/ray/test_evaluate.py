@@ -30,7 +30,7 @@ class Evaluated:
 def evaluated(
     trained: Trained, prepared: Prepared, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
 ) -> Evaluated:
-    inputs, output = tmp_path_factory.mktemp("labelled"), tmp_path_factory.mktemp("evaluated") / "out"
+    inputs, output = tmp_path_factory.mktemp("labeled"), tmp_path_factory.mktemp("evaluated") / "out"
     places = read_rows(prepared.folder / "test").select(["source_file", "source_row"]).to_pylist()
     for name in (TWEETS, MORE):
         lines = (corpus.folder / name).read_bytes().split(b"\n")
@@ -92,12 +92,17 @@ def test_report_is_written_and_shown(evaluated: Evaluated) -> None:
     assert {"rows", "accuracy", "loss", "macro_f1", "confusion"} <= shown.keys()
     assert f"accuracy {evaluated.result['accuracy']:.2%}" in evaluated.table
     assert str(evaluated.result["confusion"][0][0]) in evaluated.table
+    assert "rejected rows: 7\n           3  neutral label\n" in evaluated.table
 
 
 def test_nothing_to_evaluate_is_refused(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"text": "no such label", "label": "purple"}\n' * 3)
     flags = ("--model", trained.bundle, "--output", tmp_path / "out", "--num-actors", 1)
-    assert "rejected" in refusal(evaluate.JOB, *flags, "--input", tmp_path / "odd.jsonl")
+    message = refusal(evaluate.JOB, *flags, "--input", tmp_path / "odd.jsonl")
+    assert "labels that aren't understood: 'purple' 3; accepted" in message
+    (tmp_path / "same.jsonl").write_text('{"text": "only this label", "label": "positive"}\n' * 3)
+    message = refusal(evaluate.JOB, *flags, "--input", tmp_path / "same.jsonl", "--overwrite")
+    assert "all 3 evaluated rows are labeled POSITIVE" in message
     (tmp_path / "bare.jsonl").write_text('{"text": "no labels at all", "stars": 4}\n')
     message = refusal(evaluate.JOB, *flags, "--input", tmp_path / "bare.jsonl", "--overwrite")
     assert "--label-column" in message

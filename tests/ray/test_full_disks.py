@@ -1,4 +1,4 @@
-"""Disks that fill up: jobs say so in one line, what is there stays readable, and the same command goes on."""
+"""Disks that fill up: jobs say so in one line, what is there stays readable, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_scoring_onto_a_disk_that_fills_up(trained: Trained, tmp_path: Path) -> 
     flags = (*flags, "--num-actors", 1, "--rows-per-file", 200, "--num-cpus", 1)
     codes = on_a_small_disk(FILLS_UP, tmp_path, None, "score", *flags)
     assert codes == ["2", "0"], "".join(file.read_text() for file in tmp_path.glob("*.err"))
-    for words in ("can't write the output", "No space left on device", "same command goes"):
+    for words in ("can't write the output", "No space left on device", "same command resumes"):
         assert words in said(tmp_path)
     before, after = (read_rows(tmp_path / run / "out" / "scored") for run in ("first", "second"))
     assert 400 <= before.num_rows < 4000, "readable, each of them"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from job_runs import Corpus, Trained, finished, job_of, only_line, started, wait_for
+from test_watching import comes_to, series, value
 
 MARKER = "xylophonist"
 
@@ -27,7 +28,7 @@ def write_marked(path: Path) -> int:
     return len(lines)
 
 
-def test_score_prints_one_object_and_no_texts(ray_cluster: str, trained: Trained, tmp_path: Path) -> None:
+def test_score_prints_one_object_no_texts_and_is_counted(ray_cluster: str, trained: Trained, tmp_path: Path) -> None:
     rows = write_marked(tmp_path / "marked.jsonl")
     with started(
         "score",
@@ -42,6 +43,19 @@ def test_score_prints_one_object_and_no_texts(ray_cluster: str, trained: Trained
     assert json.loads(stdout)["rows_in"] == rows
     assert MARKER not in stdout + stderr
     assert "Traceback" not in stderr
+    # What takes seconds is told before it begins.
+    steps = ["loading PyTorch and Ray…", "checking the model and the input…", f"joining Ray at {ray_cluster}…"]
+    steps += ["loading the model in 1 actor(s)…", "leaving Ray…"]
+    assert [line for line in stderr.splitlines() if line.endswith("…")] == steps
+
+    # The process ended right behind the last row, and didn't take its counts with it.
+    manifest, run = json.loads((tmp_path / "out" / "manifest.json").read_text()), {"output": f"{tmp_path.name}/out"}
+    comes_to(lambda: value("ray_sentiment_scoring_rows_total", **run), manifest["rows_scored"])
+    stored_bytes = (tmp_path / "marked.jsonl").stat().st_size
+    comes_to(lambda: value("ray_sentiment_scoring_input_bytes_total", **run), stored_bytes)
+    by_reason = {(reason.split(":")[0].replace("…", "#"),): n for reason, n in manifest["rejected_by_reason"].items()}
+    comes_to(lambda: series("ray_sentiment_scoring_rejected_rows_total", **run), by_reason)
+    assert sum(by_reason.values()) == manifest["rows_rejected"] > 0
 
 
 def test_prepare_prints_one_object_and_no_texts(ray_cluster: str, tmp_path: Path) -> None:

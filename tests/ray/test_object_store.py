@@ -14,9 +14,9 @@ from job_runs import RECIPE_FLAGS, Corpus, Trained, refusal, run_job, started, w
 
 from jobs import evaluate, prepare, score, train_bert, train_lstm
 from sentiment.bundle import Bundle
-from sentiment.corpora.inputs import list_inputs
+from sentiment.data.listing import list_inputs
 from sentiment.predictor import Predictor
-from sentiment.stores import resolve
+from sentiment.storage.filesystems import resolve
 
 BUCKET = "s3://archive"
 
@@ -119,7 +119,7 @@ def lines_of(store: pafs.FileSystem, path: str) -> list[dict[str, object]]:
 
 def test_archive_is_scored_from_bucket_to_bucket(trained_there: dict[str, object], corpus: Corpus) -> None:
     model, output = trained_there["bundle"], f"{BUCKET}/scored"
-    flags = ("--model", model, "--input", f"{BUCKET}/corpus/more.jsonl", "--output", output)
+    flags = ("--model", model, "--input", f"{BUCKET}/corpus/more.jsonl", "--output", output, "--num-actors", 1)
     result = run_job(score.JOB, *flags, "--text-column", "text", "--precision", "float32")
     store, path = resolve(output)
     rows = ds.dataset(f"{path}/scored", filesystem=store, format="parquet").to_table()
@@ -130,8 +130,8 @@ def test_archive_is_scored_from_bucket_to_bucket(trained_there: dict[str, object
     assert rows["p_positive"].to_pylist() == pytest.approx(expected, abs=1e-5)
     assert run_job(score.JOB, *flags, "--text-column", "text", "--precision", "float32") == result
 
-    labelled = ("--model", model, "--input", f"{BUCKET}/corpus/more.jsonl", "--output", f"{BUCKET}/evaluated")
-    assert run_job(evaluate.JOB, *labelled, "--text-column", "text")["rows"] > 0
+    labeled = ("--model", model, "--input", f"{BUCKET}/corpus/more.jsonl", "--output", f"{BUCKET}/evaluated")
+    assert run_job(evaluate.JOB, *labeled, "--text-column", "text", "--num-actors", 1)["rows"] > 0
 
 
 def test_bundles_are_copied_once(trained_there: dict[str, object]) -> None:

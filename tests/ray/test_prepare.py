@@ -16,11 +16,11 @@ import pytest
 from job_runs import OWN_WORDS, ROWS, TWEETS, Corpus, Prepared, labelled_rows, read_rows, refusal, run_job
 
 from jobs import prepare
-from jobs.lock import Lock
-from sentiment.corpora.folder import Folder
-from sentiment.corpora.synthetic import tweets
+from sentiment.data.synthetic import tweets
 from sentiment.schema import PREPARED_SCHEMA, REJECTED_SCHEMA, SPLITS
-from sentiment.text import fingerprint, normalise
+from sentiment.storage.lock import Lock
+from sentiment.storage.output_directory import OutputDirectory
+from sentiment.text import fingerprint, normalize
 from sentiment.tokenizers import WordTokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -43,7 +43,7 @@ def test_counts_add_up(prepared: Prepared, corpus: Corpus) -> None:
     assert result["rows_in"] == corpus.rows
     assert result["rows_in"] == sum(result[name] for name in (*SPLITS, "duplicates", "neutral", "rejected"))
     assert (result["neutral"], result["rejected"]) == (corpus.neutral, len(corpus.bad))
-    texts = Counter(fingerprint(normalise(row["text"])) for row in labelled_rows(corpus))
+    texts = Counter(fingerprint(normalize(row["text"])) for row in labelled_rows(corpus))
     assert result["duplicates"] == texts.total() - len(texts) > 0
     for split in SPLITS:
         assert read_rows(prepared.folder / split).num_rows == result[split] > 0
@@ -165,11 +165,11 @@ def test_official_test_set_stays_as_it_is(tmp_path: Path) -> None:
         *("--output", tmp_path / "out"),
     )
     test = read_rows(tmp_path / "out" / "test").sort_by("source_row")
-    assert test["text"].to_pylist() == [normalise(str(row["text"])) for row in official]
+    assert test["text"].to_pylist() == [normalize(str(row["text"])) for row in official]
     assert test["label"].to_pylist() == [row["label"] for row in official]
     assert {Path(path).name for path in test["source_file"].to_pylist()} == {"official.jsonl"}
     in_test = {fingerprint(text) for text in test["text"].to_pylist()}
-    in_main = {fingerprint(normalise(str(row["text"]))) for row in main}
+    in_main = {fingerprint(normalize(str(row["text"]))) for row in main}
     rest = [
         fingerprint(text)
         for split in ("train", "validation")
@@ -182,7 +182,7 @@ def test_official_test_set_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_imdb_keeps_its_test_half(tmp_path: Path) -> None:
     texts = iter([tweet.text for tweet in tweets(200, seed=12)])
-    unique = dict.fromkeys(normalise(text) for text in texts)
+    unique = dict.fromkeys(normalize(text) for text in texts)
     numbered = iter(unique)
     for split in ("train", "test"):
         for label, rating in (("neg", 2), ("pos", 9)):
@@ -205,6 +205,14 @@ def test_imdb_keeps_its_test_half(tmp_path: Path) -> None:
         assert all(row["label"] == (Path(row["source_file"]).parent.name == "pos") for row in rows)
 
 
+def test_rows_of_one_label_are_refused(tmp_path: Path) -> None:
+    rows = [{"text": tweet.text, "label": "positive"} for tweet in tweets(60, seed=13)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = refusal(prepare.JOB, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    assert "rows to train on are labeled POSITIVE, and rows of both labels are needed" in message
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_full_output_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     message = refusal(prepare.JOB, "--input", corpus.folder, "--output", tmp_path)
@@ -215,7 +223,7 @@ def test_full_output_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_second_run_is_refused_while_the_first_is_at_it(corpus: Corpus, tmp_path: Path) -> None:
     """Both would write parts of the same names."""
-    with Lock(Folder(str(tmp_path / "out"))):
+    with Lock(OutputDirectory(str(tmp_path / "out"))):
         for more in ((), ("--overwrite",)):
             message = refusal(prepare.JOB, "--input", corpus.folder, "--output", tmp_path / "out", *more)
             assert "another run" in message or "is at" in message, message

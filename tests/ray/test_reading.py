@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from sentiment.corpora.columns import RAW_TEXT
-from sentiment.corpora.planning import plan
-from sentiment.corpora.reading import group_files, read
+from sentiment.data.ray_source import read, read_groups
+from sentiment.data.read_plan import plan
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -46,7 +45,7 @@ def test_reviews_are_read_many_to_a_task(tmp_path: Path) -> None:
         for number in range(20):
             (folder / f"{number}_8.txt").write_text(f"review {number}")
     read_plan = plan([str(tmp_path)])
-    assert len(group_files(read_plan)) == 1
-    assert sorted(row[RAW_TEXT] for row in read(read_plan).take_all()) == sorted(
+    assert len(read_groups(read_plan)) == 1
+    assert sorted(row["text"] for row in read(read_plan).take_all()) == sorted(
         f"review {n}" for n in range(20) for _ in "ab"
     )

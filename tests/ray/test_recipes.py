@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from job_runs import REPOSITORY, Prepared, call_job, read_rows, refusal, run_job
 
 from jobs import score, train_lstm
 from sentiment.bundle import Bundle
+from sentiment.observability.prometheus import EPOCHS, TrainingMeter
 from sentiment.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -30,16 +32,33 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Prepared, vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, str]:
+def trained(
+    prepared: Prepared, vectors: Path, measured: list[dict[str, float]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Bundle, str]:
     """A bundle of glove-mlp and what the job said on stderr."""
     output = tmp_path_factory.mktemp("glove-mlp") / "run"
-    code, _, stderr = call_job(
-        train_lstm.JOB,
-        *("--data", prepared.folder, "--output", output, "--recipe", "glove-mlp", "--vectors", vectors),
-        *("--epochs", 3, "--learning-rate", 0.01, "--num-workers", 2),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingMeter, "update", lambda meter, state: measured.append(state.measured))
+        code, _, stderr = call_job(
+            train_lstm.JOB,
+            *("--data", prepared.folder, "--output", output, "--recipe", "glove-mlp", "--vectors", vectors),
+            *("--epochs", 3, "--learning-rate", 0.01, "--num-workers", 1),
+        )
     assert code == 0, stderr
     return Bundle.open(output / "bundle"), stderr
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[dict[str, float]]:
+    """What the meter of that training was told."""
+    return []
+
+
+def test_the_meter_is_told_each_epoch(trained: tuple[Bundle, str], measured: list[dict[str, float]]) -> None:
+    lines = (trained[0].path.parent / "metrics.jsonl").read_text().splitlines()
+    *_, last = [json.loads(line) for line in lines]
+    assert measured[-1][EPOCHS] == last["epoch"] == 3
+    assert {name: measured[-1][name] for name in last} == last
 
 
 def test_coverage_is_told(trained: tuple[Bundle, str]) -> None:
@@ -68,7 +87,7 @@ def test_two_logits_end_in_the_same_output(trained: tuple[Bundle, str], tmp_path
         assert prediction.score == pytest.approx(max(prediction.p_positive, 1 - prediction.p_positive))
 
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
-    flags = ("--input", tmp_path / "texts.jsonl", "--output", tmp_path / "scored")
+    flags = ("--input", tmp_path / "texts.jsonl", "--output", tmp_path / "scored", "--num-actors", 1)
     run_job(score.JOB, "--model", bundle.path, "--precision", "float32", *flags)
     rows = {row["text"]: row for row in read_rows(tmp_path / "scored/scored").to_pylist()}
     for text, prediction in zip(texts, predictions, strict=True):
@@ -78,7 +97,7 @@ def test_two_logits_end_in_the_same_output(trained: tuple[Bundle, str], tmp_path
 def test_command_line_reads_the_bundle(trained: tuple[Bundle, str]) -> None:
     bundle, _ = trained
     done = subprocess.run(
-        [sys.executable, "-m", "sentiment", "--model", str(bundle.path), "so lovely", "so awful"],
+        [sys.executable, "-m", "sentiment", "predict", "--model", str(bundle.path), "so lovely", "so awful"],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

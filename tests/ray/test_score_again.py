@@ -12,8 +12,8 @@ import pytest
 from job_runs import Trained, call_job, read_rows, refusal, run_job
 
 from jobs import score
-from sentiment.corpora.planning import plan
-from sentiment.corpora.synthetic import tweets
+from sentiment.data.read_plan import plan
+from sentiment.data.synthetic import tweets
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ROWS = 120
@@ -74,8 +74,10 @@ def test_finished_run_is_left_alone(scored: Path, trained: Trained, archive: Pat
 
 def test_another_run_is_refused(scored: Path, trained: Trained, archive: Path, tmp_path: Path) -> None:
     more = ("--partition-by", "label", "lang", "--id-column", "key")
-    message = refusal(score.JOB, *flags(trained, archive, scored, *more, "--batch-rows", 64, "--id-column", "lang"))
-    assert "--batch-rows is 64 now, was 4096" in message
+    message = refusal(
+        score.JOB, *flags(trained, archive, scored, *more, "--sort-window-rows", 64, "--id-column", "lang")
+    )
+    assert "--sort-window-rows is 64 now, was 4096" in message
     assert "--id-column is lang now, was key" in message
     message = refusal(score.JOB, *flags(trained, archive / "a.jsonl", scored, *more))
     assert f"{archive}/b.jsonl is gone" in message
@@ -97,7 +99,7 @@ def test_lost_file_is_found_out_and_mended(trained: Trained, archive: Path, tmp_
     (output / "_run" / "done" / f"{lost.stem.removeprefix('part-')}.json").unlink()
     code, stdout, stderr = call_job(score.JOB, *flags(trained, archive, output))
     assert code == 0, stderr
-    assert "going on" in stderr
+    assert "resuming: " in stderr
     assert json.loads(stdout)["rows_in"] == ROWS + 1
     # In the order of the input, and the same to the last bit.
     assert read_rows(output / "scored").equals(before)
@@ -145,7 +147,7 @@ def test_a_file_that_changes_under_way_is_told(
             file.write('{"text": "one more"}\n')
         return reads
 
-    monkeypatch.setattr("jobs.archive.plan", plan_then_change)
+    monkeypatch.setattr("sentiment.scoring.pipeline.plan", plan_then_change)
     message = refusal(score.JOB, *flags(trained, tmp_path / "in", tmp_path / "out"))
     assert "b.jsonl changed while it was read" in message
     assert not (tmp_path / "out" / "_SUCCESS").exists()
@@ -163,9 +165,9 @@ def test_a_file_that_goes_away_is_no_rejected_row(
         return reads
 
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.archive.plan", plan_then_lose)
+        patched.setattr("sentiment.scoring.pipeline.plan", plan_then_lose)
         message = refusal(score.JOB, *flags(trained, tmp_path / "in", output))
     assert "b.jsonl can't be read now" in message
-    assert "once that is mended, the same command goes on" in message
+    assert "once that is mended, the same command resumes the run" in message
     kept.rename(gone)
     assert run_job(score.JOB, *flags(trained, tmp_path / "in", output))["rows_in"] == ROWS + 1

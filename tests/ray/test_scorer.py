@@ -10,15 +10,17 @@ import pytest
 import ray
 from job_runs import Trained
 
-from jobs.scorer import ERROR, REPORT, Scorer, Work
-from jobs.scoring_progress import ScoringBoard
 from sentiment.bundle import Bundle
-from sentiment.corpora.folder import Folder
-from sentiment.corpora.parts import PartWriter
-from sentiment.corpora.planning import plan
-from sentiment.corpora.reading import read_shards
-from sentiment.corpora.shards import group_shards
+from sentiment.data.parquet_writer import ParquetWriter
+from sentiment.data.ray_source import read_shards
+from sentiment.data.read_plan import plan
+from sentiment.data.sharding import group_files
+from sentiment.data.workers import WorkerWatch
 from sentiment.schema import REJECTED, REJECTED_SCHEMA, SCORE_FIELDS, SCORED, SOURCE_FIELDS
+from sentiment.scoring.actors import ERROR, REPORT, Scorer
+from sentiment.scoring.progress import ScoringBoard
+from sentiment.settings import ScoreSettings
+from sentiment.storage.output_directory import OutputDirectory
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -28,21 +30,26 @@ def test_a_shard_that_actors_die_with_is_given_up(trained: Trained, tmp_path: Pa
     (tmp_path / "in.jsonl").write_text(json.dumps({"text": "lovely day"}) + "\n")
     reads = plan([str(tmp_path / "in.jsonl")], reserved=[field.name for field in SCORE_FIELDS])
     schemas = {SCORED: pa.schema([*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS]), REJECTED: REJECTED_SCHEMA}
-    writer = PartWriter(Folder(str(tmp_path / "out")), "tag", schemas)
+    writer = ParquetWriter(OutputDirectory(str(tmp_path / "out")), schemas)
     writer.make_folders()
-    work = Work(
-        model=str(trained.bundle),
-        model_id=Bundle.open(trained.bundle).model_id,
-        precision="float32",
-        use_gpu=False,
-        num_threads=1,
-        slice_rows=100,
-        strict=False,
-        writer=writer,
-    )
-    (block,) = ray.get(read_shards(reads, group_shards(reads, 100), {}, num_cpus=0.2).to_arrow_refs())
+    chosen = {"model": str(trained.bundle), "input": [str(tmp_path)], "output": "out", "precision": "float32"}
+    (block,) = ray.get(read_shards(group_files(reads), 100, {}, num_cpus=0.2).to_arrow_refs())
     board = ray.remote(ScoringBoard).options(num_cpus=0).remote(stored_bytes=0, rows=0, rejected=0, bytes_done=0)
-    scorer = ray.remote(Scorer).options(num_cpus=0).remote(work, board)
+    scorer = (
+        ray.remote(Scorer)
+        .options(num_cpus=0)
+        .remote(
+            ScoreSettings.model_validate(chosen),
+            model_id=Bundle.open(trained.bundle).model_id,
+            num_threads=1,
+            text_columns=reads.text_columns,
+            strict=False,
+            writer=writer,
+            tag="0a",
+            board=board,
+            watch=WorkerWatch(board, 60.0),
+        )
+    )
     answers = [ray.get(scorer.__call__.remote(block)).to_pylist()[0] for _ in range(9)]
     assert all(answer[ERROR] is None and answer[REPORT] for answer in answers[:8])
     assert "in.jsonl: 8 model actors died with the same shard (1 rows)" in answers[8][ERROR]

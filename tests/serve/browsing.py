@@ -18,13 +18,13 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
-from served import Notes, digests
+from served import Notes, digests, settings_for
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from sentiment.settings import ServeSettings
+from serve_app.asgi import create_app
 from serve_app.engine import Engine, Scores
-from serve_app.web import create_app
 
 WAIT_S = 20.0
 
@@ -38,17 +38,19 @@ class GatedEngine(Engine):
         self.gate.set()
         self.asked = 0
 
-    async def score(self, texts: Sequence[str], *, field: str = "inputs", truncate: bool = True) -> Scores:
+    async def score(
+        self, texts: Sequence[str], *, field: str = "inputs", truncate: bool = True, has_time_limit: bool = True
+    ) -> Scores:
         self.asked += 1
         await asyncio.to_thread(self.gate.wait, WAIT_S)
-        return await super().score(texts, field=field, truncate=truncate)
+        return await super().score(texts, field=field, truncate=truncate, has_time_limit=has_time_limit)
 
 
 class Service:
     """A server in a thread and an event loop of its own; `serving` runs it."""
 
     def __init__(self, bundle: Path, keys: Sequence[str], prefix: str, settings: dict[str, Any]) -> None:
-        self.engine = GatedEngine(ServeSettings.model_validate({"model": str(bundle), **settings}))
+        self.engine = GatedEngine(settings_for(bundle, **settings))
         config = uvicorn.Config(
             Starlette(routes=[Mount(prefix, create_app(self.engine, Notes(), digests(keys)))]),
             host="127.0.0.1",
@@ -80,7 +82,8 @@ class Service:
             f"{self.url}predict", json.dumps({"inputs": text}).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-            return json.load(answer)[0][0]
+            better: dict[str, Any] = json.load(answer)[0][0]
+            return better
 
 
 @contextmanager
@@ -117,7 +120,7 @@ class Page:
         self.browser = browser
 
     def open(self, url: str) -> None:
-        self.browser.get_log("browser")  # Forgets what was there.
+        self._log()  # Forgets what was there.
         self.browser.get(url)
 
     def of(self, name: str) -> WebElement:
@@ -169,7 +172,12 @@ class Page:
         return self.browser.execute_script(script, *values)
 
     def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+        return [entry["message"] for entry in self._log() if entry["level"] == "SEVERE"]
+
+    def _log(self) -> list[dict[str, Any]]:
+        """What the browser has logged since it was last asked."""
+        entries: list[dict[str, Any]] = self.browser.get_log("browser")  # type: ignore[no-untyped-call]
+        return entries
 
     def emulate(self, **features: str) -> None:
         media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]

@@ -24,7 +24,7 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor(bundle: Path) -> Predictor:
-    return Predictor.load(bundle, use_gpu=False)
+    return Predictor.load(bundle, use_gpu=False, precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -17,29 +17,30 @@ from fastapi.testclient import TestClient
 from job_runs import free_port
 
 from sentiment.bundle import BundleConfig, write_bundle
-from sentiment.corpora.synthetic import tweets
-from sentiment.models import build_model
+from sentiment.data.synthetic import tweets
+from sentiment.models.build import build_model
+from sentiment.models.config import RecurrentConfig
 from sentiment.settings import ServeSettings
-from sentiment.shapes import RecurrentConfig
-from sentiment.text import normalise
+from sentiment.text import normalize
 from sentiment.tokenizers import WordTokenizer
-from serve_app.batcher import BatchFacts
+from serve_app.asgi import create_app
 from serve_app.engine import Engine
-from serve_app.web import create_app
+from serve_app.proxy import LimitedProtocol, ProxyMiddleware
 
 
 @dataclass
 class Notes:
     """What the service measured."""
 
-    batches: list[BatchFacts] = field(default_factory=list)
+    batches: list[tuple[int, int]] = field(default_factory=list)  # texts, tokens
     answers: list[tuple[str, int, str | None]] = field(default_factory=list)
 
-    def tokenised(self, seconds: float) -> None:
+    def tokenized(self, seconds: float) -> None:
         assert seconds >= 0
 
-    def batch(self, facts: BatchFacts) -> None:
-        self.batches.append(facts)
+    def batch(self, texts: int, tokens: int, queued_s: float, inference_s: float) -> None:
+        assert min(queued_s, inference_s) >= 0
+        self.batches.append((texts, tokens))
 
     def answered(self, route: str, status: int, seconds: float, error_type: str | None) -> None:
         self.answers.append((route, status, error_type))
@@ -56,7 +57,7 @@ class Served:
 
 def make_bundle(folder: Path, seed: int) -> Path:
     """A bundle of random weights: what it says doesn't matter, that it says the same each time does."""
-    texts = [normalise(tweet.text) for tweet in tweets(300, seed=3)]
+    texts = [normalize(tweet.text) for tweet in tweets(300, seed=3)]
     tokenizer = WordTokenizer.train(texts, vocabulary_size=400)
     shape = RecurrentConfig(
         vocabulary_size=tokenizer.vocabulary_size,
@@ -86,14 +87,19 @@ def make_bundle(folder: Path, seed: int) -> Path:
     return written.path
 
 
+def settings_for(bundle: Path, **more: object) -> ServeSettings:
+    """Float32, so that answers are the predictor's on any processor, in whatever batch."""
+    return ServeSettings.model_validate({"model": str(bundle), "precision": "float32", **more})
+
+
 def digests(keys: Iterable[str]) -> list[bytes]:
     return [hashlib.sha256(key.encode()).digest() for key in keys]
 
 
 def serve_app(bundle: Path, *keys: str, **settings: object) -> Iterator[Served]:
     notes = Notes()
-    engine = Engine(ServeSettings.model_validate({"model": str(bundle), **settings}), notes)
-    with TestClient(create_app(engine, notes, digests(keys))) as client:
+    engine = Engine(settings_for(bundle, **settings), notes)
+    with TestClient(ProxyMiddleware(create_app(engine, notes, digests(keys)))) as client:
         assert client.portal is not None
         client.portal.call(engine.load, str(bundle))
         yield Served(client, engine, notes)
@@ -101,15 +107,17 @@ def serve_app(bundle: Path, *keys: str, **settings: object) -> Iterator[Served]:
 
 @contextmanager
 def listening(bundle: Path, *keys: str, **settings: object) -> Iterator[str]:
-    """The application behind a real HTTP server, without Ray; gives its address."""
+    """The application as Ray's servers have it, behind our protocol and middleware, but without Ray; its address."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app="", host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(app="", host="127.0.0.1", port=port, log_level="error", http=LimitedProtocol)
+    )
 
     async def main() -> None:
         notes = Notes()
-        engine = Engine(ServeSettings.model_validate({"model": str(bundle), **settings}), notes)
+        engine = Engine(settings_for(bundle, **settings), notes)
         await engine.load(str(bundle))
-        server.config.app = create_app(engine, notes, digests(keys))
+        server.config.app = ProxyMiddleware(create_app(engine, notes, digests(keys)))
         await server.serve()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))

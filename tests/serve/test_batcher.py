@@ -9,9 +9,10 @@ from collections.abc import Callable, Coroutine, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+from served import Notes
 
-from serve_app.batcher import Batcher, BatchFacts, ClosedError, QueueFullError
-from serve_app.metrics import ServeMeter
+from serve_app.app import RayMetrics
+from serve_app.batcher import Batcher, ClosedError, QueueFullError
 
 
 class Model:
@@ -34,51 +35,51 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def run(work: Callable[[Batcher, Model, list[BatchFacts]], Coroutine[None, None, None]], **limits: int) -> None:
+def run(work: Callable[[Batcher, Model, Notes], Coroutine[None, None, None]], **limits: int) -> None:
     async def main() -> None:
-        facts: list[BatchFacts] = []
-        batcher = Batcher(limits.get("max_tokens", 100), limits.get("max_texts", 1000), facts.append)
-        await work(batcher, Model(), facts)
+        notes = Notes()
+        batcher = Batcher(limits.get("max_tokens", 100), limits.get("max_texts", 1000), notes)
+        await work(batcher, Model(), notes)
         await batcher.close()
 
     asyncio.run(main())
 
 
 def test_what_comes_while_the_model_is_busy_is_one_batch() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         model.go.clear()
-        first = asyncio.create_task(batcher.run(model, [[7]]))
+        first = asyncio.create_task(batcher.run(model.logits, [[7]]))
         await until(lambda: model.batches == [1])
-        others = [asyncio.create_task(batcher.run(model, [[number, 1]])) for number in range(30)]
+        others = [asyncio.create_task(batcher.run(model.logits, [[number, 1]])) for number in range(30)]
         await until(lambda: batcher.waiting == 31)
         model.go.set()
         assert (await first).tolist() == [7]
         assert [answer.tolist() for answer in await asyncio.gather(*others)] == [[number] for number in range(30)]
         assert model.batches == [1, 30]
-        assert [fact.tokens for fact in facts] == [1, 60]
+        assert notes.batches == [(1, 1), (30, 60)]
 
     run(work)
 
 
 def test_a_batch_holds_the_budget_of_tokens() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         model.go.clear()
-        tasks = [asyncio.create_task(batcher.run(model, [[number] * 30])) for number in range(10)]
-        tasks.append(asyncio.create_task(batcher.run(model, [[99] * 500])))  # More than a batch, alone.
+        tasks = [asyncio.create_task(batcher.run(model.logits, [[number] * 30])) for number in range(10)]
+        tasks.append(asyncio.create_task(batcher.run(model.logits, [[99] * 500])))  # More than a batch, alone.
         await until(lambda: batcher.waiting == 11)
         model.go.set()
         await asyncio.gather(*tasks)
-        assert all(fact.tokens <= 100 or fact.texts == 1 for fact in facts)
-        assert sum(fact.texts for fact in facts) == 11
+        assert all(tokens <= 100 or texts == 1 for texts, tokens in notes.batches)
+        assert sum(texts for texts, _ in notes.batches) == 11
 
     run(work)
 
 
 def test_a_large_request_lets_others_in() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
-        large = asyncio.create_task(batcher.run(model, [[number] * 50 for number in range(40)]))
-        await until(lambda: len(facts) >= 1)
-        small = asyncio.create_task(batcher.run(model, [[5]]))
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
+        large = asyncio.create_task(batcher.run(model.logits, [[number] * 50 for number in range(40)]))
+        await until(lambda: len(notes.batches) >= 1)
+        small = asyncio.create_task(batcher.run(model.logits, [[5]]))
         assert (await small).tolist() == [5]
         assert not large.done()
         assert (await large).tolist() == list(range(40))
@@ -87,28 +88,28 @@ def test_a_large_request_lets_others_in() -> None:
 
 
 def test_a_full_queue_refuses_and_recovers() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         model.go.clear()
-        tasks = [asyncio.create_task(batcher.run(model, [[1], [2]])) for _ in range(5)]
+        tasks = [asyncio.create_task(batcher.run(model.logits, [[1], [2]])) for _ in range(5)]
         await until(lambda: batcher.waiting == 10)
         with pytest.raises(QueueFullError):
-            await batcher.run(model, [[3]])
+            await batcher.run(model.logits, [[3]])
         model.go.set()
         await asyncio.gather(*tasks)
         # One request alone may hold more than may wait: it has to be answered some time.
-        assert (await batcher.run(model, [[4]] * 20)).tolist() == [4] * 20
+        assert (await batcher.run(model.logits, [[4]] * 20)).tolist() == [4] * 20
         assert batcher.waiting == 0
 
     run(work, max_texts=10)
 
 
 def test_those_who_have_gone_are_left_out() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         model.go.clear()
-        first = asyncio.create_task(batcher.run(model, [[1]]))
+        first = asyncio.create_task(batcher.run(model.logits, [[1]]))
         await until(lambda: model.batches == [1])
-        gone = asyncio.create_task(batcher.run(model, [[2]]))
-        stays = asyncio.create_task(batcher.run(model, [[3]]))
+        gone = asyncio.create_task(batcher.run(model.logits, [[2]]))
+        stays = asyncio.create_task(batcher.run(model.logits, [[3]]))
         await until(lambda: batcher.waiting == 3)
         gone.cancel()
         await asyncio.wait([gone])
@@ -121,10 +122,10 @@ def test_those_who_have_gone_are_left_out() -> None:
 
 
 def test_a_batch_is_of_one_model() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         after = Model()
         model.go.clear()
-        tasks = [asyncio.create_task(batcher.run(which, [[1]])) for which in (model, model, after, after, after)]
+        tasks = [asyncio.create_task(batcher.run(which.logits, [[1]])) for which in (model, model, after, after, after)]
         await until(lambda: batcher.waiting == 5)
         model.go.set()
         await asyncio.gather(*tasks)
@@ -134,11 +135,11 @@ def test_a_batch_is_of_one_model() -> None:
 
 
 def test_whoever_waits_at_the_end_is_told() -> None:
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         model.go.clear()
-        first = asyncio.create_task(batcher.run(model, [[1]]))
+        first = asyncio.create_task(batcher.run(model.logits, [[1]]))
         await until(lambda: model.batches == [1])
-        second = asyncio.create_task(batcher.run(model, [[2]]))
+        second = asyncio.create_task(batcher.run(model.logits, [[2]]))
         await until(lambda: batcher.waiting == 2)
         await batcher.close()
         for task in (first, second):
@@ -154,10 +155,10 @@ def test_a_failing_batch_fails_its_own_requests_only() -> None:
         def logits(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
             raise ValueError("broken")
 
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         with pytest.raises(ValueError, match="broken"):
-            await batcher.run(Fails(), [[1]])
-        assert (await batcher.run(model, [[2]])).tolist() == [2]
+            await batcher.run(Fails().logits, [[1]])
+        assert (await batcher.run(model.logits, [[2]])).tolist() == [2]
 
     run(work)
 
@@ -166,24 +167,25 @@ def test_no_texts_at_all_and_the_real_meter() -> None:
     """A counter of Ray's takes no 0: what it raised once ended the batching for good."""
 
     async def main() -> None:
-        batcher, model = Batcher(100, 100, ServeMeter().batch), Model()
-        assert (await batcher.run(model, [])).tolist() == []
-        assert (await batcher.run(model, [[3]])).tolist() == [3]
+        batcher, model = Batcher(100, 100, RayMetrics()), Model()
+        assert (await batcher.run(model.logits, [])).tolist() == []
+        assert (await batcher.run(model.logits, [[3]])).tolist() == [3]
         await batcher.close()
         with pytest.raises(ClosedError):
-            await batcher.run(model, [[1]])
+            await batcher.run(model.logits, [[1]])
 
     asyncio.run(main())
 
 
 def test_measuring_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
-    def observe(facts: BatchFacts) -> None:
-        raise ValueError("secret")
+    class Broken(Notes):
+        def batch(self, texts: int, tokens: int, queued_s: float, inference_s: float) -> None:
+            raise ValueError("secret")
 
     async def main() -> None:
-        batcher, model = Batcher(100, 100, observe), Model()
+        batcher, model = Batcher(100, 100, Broken()), Model()
         for number in (1, 2):
-            assert (await batcher.run(model, [[number]])).tolist() == [number]
+            assert (await batcher.run(model.logits, [[number]])).tolist() == [number]
         await batcher.close()
 
     asyncio.run(main())
@@ -196,13 +198,13 @@ def test_what_is_stuck_or_broken_can_be_seen() -> None:
         def logits(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
             raise ValueError("broken")
 
-    async def work(batcher: Batcher, model: Model, facts: list[BatchFacts]) -> None:
+    async def work(batcher: Batcher, model: Model, notes: Notes) -> None:
         for number in (1, 2):
             with pytest.raises(ValueError, match="broken"):
-                await batcher.run(Fails(), [[1]])
+                await batcher.run(Fails().logits, [[1]])
             assert batcher.failures == number
         model.go.clear()
-        task = asyncio.create_task(batcher.run(model, [[1]]))
+        task = asyncio.create_task(batcher.run(model.logits, [[1]]))
         await until(lambda: batcher.busy_s > 0.02)
         model.go.set()
         await task

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from served import Notes, Served, digests, serve_app
 
@@ -20,12 +21,13 @@ from sentiment.errors import ConfigError
 from sentiment.predictor import FloatArray, Predictor
 from sentiment.schema import LABELS
 from sentiment.settings import ServeSettings
-from serve_app.deployment import _Service, api_key_digests
+from serve_app import asgi
+from serve_app.app import Replica, api_key_digests
+from serve_app.asgi import SWAGGER, create_app
 from serve_app.engine import Engine
-from serve_app.web import create_app
 
 NEGATIVE, POSITIVE = LABELS
-TEXTS = ["what a lovely day", "my train is late again", "", "😀" * 20]
+TEXTS = ["what a lovely day", "my train is late again", ".", "😀" * 20]
 
 
 def test_one_text_is_answered_like_a_batch_of_one(served: Served, predictor: Predictor) -> None:
@@ -34,16 +36,31 @@ def test_one_text_is_answered_like_a_batch_of_one(served: Served, predictor: Pre
         answer = served.client.post("/predict", json={"inputs": inputs})
         assert answer.status_code == 200
         ((best, other),) = answer.json()
-        assert (best["label"], best["score"]) == (expected.label, pytest.approx(expected.score, abs=1e-2))
+        assert (best["label"], best["score"]) == (expected.label, pytest.approx(expected.score, abs=1e-5))
         assert best["score"] + other["score"] == pytest.approx(1)
         assert {best["label"], other["label"]} == {POSITIVE, NEGATIVE}
+
+
+def test_every_answer_names_its_model(served: Served, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"], "parameters": {}}
+    infer, binary = {"inputs": [tensor]}, {"parameters": {"binary_data_output": True}}
+    asked = [
+        *(("/predict", {"inputs": "a"}), ("/", {"inputs": "a"}), ("/score", "a")),
+        *(("/v2/models/sentiment/infer", infer), ("/v2/models/sentiment/infer", {**infer, **binary})),
+    ]
+    for path, body in asked:
+        assert served.client.post(path, json=body).headers["X-Model-Id"] == predictor.model_id
+    # The recipe's name is in a file that somebody else may have written.
+    monkeypatch.setattr(served.engine.predictor, "model_id", "größe\r\nX-Other: 1")
+    for path, body in asked:
+        assert served.client.post(path, json=body).headers["X-Model-Id"] == "gr%C3%B6%C3%9Fe%0D%0AX-Other: 1"
 
 
 def test_texts_come_back_in_order(served: Served, predictor: Predictor) -> None:
     answer = served.client.post("/predict", json={"inputs": TEXTS, "parameters": {"top_k": 1}}).json()
     expected = predictor.predict(TEXTS)
     assert [[label["label"] for label in labels] for labels in answer] == [[one.label] for one in expected]
-    assert [labels[0]["score"] for labels in answer] == pytest.approx([one.score for one in expected], abs=1e-2)
+    assert [labels[0]["score"] for labels in answer] == pytest.approx([one.score for one in expected], abs=1e-5)
 
 
 def test_the_base_address_is_an_endpoint_too(served: Served) -> None:
@@ -107,7 +124,7 @@ def test_whatever_is_wrong_with_a_new_bundle_the_old_one_stays(
     """Raised, it would make Ray end every replica."""
 
     async def main() -> None:
-        service = _Service(ServeSettings(model=str(bundle)).rooted(str(bundle.parent)), ())
+        service = Replica(ServeSettings(model=str(bundle)).rooted(str(bundle.parent)), ())
         with pytest.raises(ConfigError, match="user_config holds `model`"):
             await service.reconfigure({"modle": str(bundle)})
         # Relative ones begin where those of `args` do.
@@ -133,7 +150,7 @@ def test_a_relative_root_is_put_before_the_model_once(bundle: Path, monkeypatch:
     settings = ServeSettings(model=bundle.name).rooted(bundle.parent.name)
 
     async def main() -> None:
-        service = _Service(settings, ())
+        service = Replica(settings, ())
         await service.reconfigure({"model": settings.model})  # as `application` has it
         await service.check_health()
 
@@ -147,7 +164,7 @@ def test_a_broken_model_is_not_healthy(bundle: Path, monkeypatch: pytest.MonkeyP
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     async def main() -> None:
-        service = _Service(ServeSettings(model=str(bundle)), ())
+        service = Replica(ServeSettings(model=str(bundle)), ())
         await service.reconfigure({"model": str(bundle)})
         monkeypatch.setattr(Predictor, "logits", broken)
         for _ in range(10):
@@ -289,20 +306,42 @@ def test_right_keys_open(locked: Served) -> None:
         header = f"Bearer {key}".encode()
         answer = locked.client.post("/predict", headers={b"Authorization": header}, json={"inputs": "a"})
         assert answer.status_code == 200
-    for path in ("/health", "/v2/health/ready", "/", "/openapi.json"):
+    for path in ("/health", "/v2/health/ready", "/", "/openapi.json", "/docs", *SWAGGER):
         assert locked.client.get(path).status_code == 200
     assert locked.client.get("/info").status_code == 401
 
 
 def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "keys").write_text("one\n\n  two \n")
+    content = "# of the team\r\none\r\n\r\n  two \t# Ann's\n   # old\nfi#ve\n"
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbf" + content.encode())
     monkeypatch.setenv("SENTIMENT_API_KEYS", "three, four")
     settings = ServeSettings(model="m", api_keys_file=str(tmp_path / "keys"))
-    assert set(api_key_digests(settings)) == set(digests(["one", "two", "three", "four"]))
-    (tmp_path / "keys").write_text("\n")
-    for file, words in (("keys", "holds no key"), ("none", "can't be read")):
+    assert set(api_key_digests(settings)) == set(digests(["one", "two", "fi#ve", "three", "four"]))
+    (tmp_path / "keys").write_text("\n# none\n")
+    (tmp_path / "wide").write_text("one\n", encoding="utf-16")
+    unreadable = (("none", r"can't be read \(No such file"), ("wide", r"can't be read \(not UTF-8\)"))
+    for file, words in (("keys", "holds no key"), *unreadable):
         with pytest.raises(ConfigError, match=words):
             api_key_digests(ServeSettings(model="m", api_keys_file=str(tmp_path / file)))
+
+
+def test_a_protocol_is_a_function_in_a_list(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One module and one line add it; keys, limits, errors and metrics are there already."""
+
+    def add_endpoints(app: FastAPI, engine: Engine) -> None:
+        @app.post("/label")
+        async def label(http: Request) -> str:
+            scores = await engine.score([(await http.body()).decode()])
+            return LABELS[int(scores.p_positive[0] >= 0.5)]
+
+    monkeypatch.setattr(asgi, "PROTOCOLS", (*asgi.PROTOCOLS, add_endpoints))
+    for served in serve_app(bundle, "key", max_text_chars=20):
+        key = {"Authorization": "Bearer key"}
+        assert served.client.post("/label", content="a").status_code == 401
+        assert served.client.post("/label", content="a", headers=key).json() in LABELS
+        answer = served.client.post("/label", content="a" * 21, headers=key)
+        assert answer.json() == {"error": "inputs: at most 20 characters, got 21", "error_type": "validation"}
+        assert served.notes.answers[-1] == ("/label", 413, "validation")
 
 
 def test_what_is_open_is_open_below_a_prefix(bundle: Path) -> None:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from sentiment.predictor import FloatArray, Predictor
 from sentiment.settings import ServeSettings
 from serve_app.engine import Engine
-from serve_app.lines import answers
+from serve_app.json_lines import answer_lines
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,9 @@ def test_lines_are_answered_in_order(plain: Served, predictor: Predictor) -> Non
     said = post(plain, body.encode())
     assert [line["line"] for line in said] == list(range(1, 2001))
     assert [line["id"] for line in said] == [f"t{number}" for number in range(2000)]
+    assert {line["model_id"] for line in said} == {predictor.model_id}
     expected = predictor.predict(texts)
-    assert [line["p_positive"] for line in said] == pytest.approx([one.p_positive for one in expected], abs=1e-2)
+    assert [line["p_positive"] for line in said] == pytest.approx([one.p_positive for one in expected], abs=1e-5)
 
 
 def test_bad_lines_cost_themselves_only(plain: Served) -> None:
@@ -92,14 +93,15 @@ def test_memory_stays_flat_though_nobody_reads(bundle: Path) -> None:
     async def run() -> tuple[int, int, int]:
         engine = Engine(ServeSettings(model=str(bundle)), Notes())
         await engine.load(str(bundle))
-        lines = answers(engine, body(8))
-        first = await anext(lines)
-        before = psutil.Process().memory_info().rss
-        await asyncio.sleep(0)
-        count, peak = first.count(b"\n"), before
-        async for piece in lines:
-            count += piece.count(b"\n")
+        count = before = peak = 0
+
+        async def send(lines: bytes, taken: int = 0) -> None:
+            nonlocal count, before, peak
+            before = before or psutil.Process().memory_info().rss
+            count += lines.count(b"\n")
             peak = max(peak, psutil.Process().memory_info().rss)
+
+        await answer_lines(engine, body(8), send)
         await engine.close()
         return count, before, peak
 
@@ -113,11 +115,13 @@ def test_a_client_that_goes_is_no_failure(bundle: Path) -> None:
         yield b'"lovely"\n' * 600
         raise ClientDisconnect
 
+    async def send(lines: bytes, taken: int = 0) -> None:
+        pass
+
     async def run() -> None:
         engine = Engine(ServeSettings(model=str(bundle)), Notes())
         await engine.load(str(bundle))
-        async for _ in answers(engine, body()):
-            pass
+        await answer_lines(engine, body(), send)
         await engine.close()
 
     asyncio.run(run())

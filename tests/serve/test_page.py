@@ -64,6 +64,18 @@ def test_enter_shows_what_predict_says(page: Page, service: Service) -> None:
     assert list(zip(page.words("#list .label"), page.words("#list .score"), page.recent, strict=True)) == seen
 
 
+@pytest.mark.parametrize("prefix", ["", "/below"])
+def test_the_description_needs_nobody_elses_server(page: Page, bundle: Path, prefix: str) -> None:
+    with serving(bundle, keys=["some-key"], prefix=prefix) as running:
+        page.open(f"{running.url}docs")
+        page.until(lambda: "/predict" in page.words(".opblock-summary-path"))
+        loaded = page.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    parts = {f"{running.url}{part}" for part in ("docs/swagger-ui-bundle.js", "docs/swagger-ui.css", "openapi.json")}
+    assert parts <= set(loaded)
+    assert [one for one in loaded if not one.startswith((running.url, "data:"))] == []
+    assert page.complaints() == [], "the content policy refused something, or it wasn't found"
+
+
 def test_says_what_is_served(page: Page, service: Service) -> None:
     page.open(service.url)
     page.until(lambda: page.of("model").text == f"Model: weather ({service.engine.predictor.model_id})")
@@ -235,7 +247,7 @@ def test_fits_a_phone(page: Page, service: Service) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_can_be_told_apart(page: Page, service: Service, scheme: str) -> None:
+def test_colors_can_be_told_apart(page: Page, service: Service, scheme: str) -> None:
     page.emulate(prefers_color_scheme=scheme)
     page.open(service.url)
     page.send(TEXT)
@@ -250,9 +262,9 @@ def test_colours_can_be_told_apart(page: Page, service: Service, scheme: str) ->
         assert (most + 0.05) / (least + 0.05) >= 4.5, element.get_property("outerHTML")
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance, as WCAG has it."""
-    shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    shares = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sentiment.bundle import Bundle, BundleConfig, write_bundle
-from sentiment.models import build_model
-from sentiment.shapes import RecurrentConfig
-from sentiment.text import normalise
+from sentiment.models.build import build_model
+from sentiment.models.config import RecurrentConfig
+from sentiment.text import normalize
 from sentiment.tokenizers import WordTokenizer
 
 SENTENCES = [
@@ -24,6 +25,24 @@ SENTENCES = [
     "the battery died again and I don't care",
     "what a day! sunny and warm",
 ]
+
+
+@pytest.fixture
+def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the checkout's ray_config.yaml nor the developer's variables take part."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("SENTIMENT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch for the length of a test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -48,7 +67,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
         max_length: int = 64,
         **shape: Any,
     ) -> Bundle:
-        tokenizer = WordTokenizer.train([normalise(text) for text in SENTENCES])
+        tokenizer = WordTokenizer.train([normalize(text) for text in SENTENCES])
         fields = {"embedding_dim": 12, "hidden_dim": 10, "num_layers": 2, "bidirectional": True, **shape}
         config = RecurrentConfig(
             vocabulary_size=tokenizer.vocabulary_size,

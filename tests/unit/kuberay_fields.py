@@ -111,7 +111,7 @@ def _problems_of_fields(value: Any, kind: str, where: str) -> list[str]:
 def _of_kubernetes(kind: str, name: str, value: Any) -> dict[str, Any] | None:
     """A whole resource around a part, for only whole ones have schemas."""
     metadata = {"name": "stub"}
-    container = {"name": "stub", "image": "stub"}
+    container: dict[str, Any] = {"name": "stub", "image": "stub"}
     match kind:
         case "metadata":
             return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": value}

@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sentiment.models import build_model, count_parameters
 from sentiment.models.bag import BagClassifier
-from sentiment.shapes import BagConfig
+from sentiment.models.build import build_model, count_parameters
+from sentiment.models.config import BagConfig
 
 
 def small(**more: Any) -> BagClassifier:

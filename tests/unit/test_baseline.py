@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import baseline
-from jobs.baseline import check_installed, measure
+from benchmarks.reproduction import baseline
+from benchmarks.reproduction.baseline import check_installed, measure
 from sentiment.errors import ConfigError
 from sentiment.schema import PREPARED_SCHEMA
 

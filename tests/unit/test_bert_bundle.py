@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import BF16, relative_error
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sentiment.bundle import Bundle, BundleConfig, write_bundle
-from sentiment.encoder_tokenizer import EncoderTokenizer
-from sentiment.encoders import EncoderSource, find_encoder, load_encoder, read_config
 from sentiment.errors import BundleError
 from sentiment.models.bert_gru import BertGruClassifier
+from sentiment.models.config import BertGruConfig, EncoderReference, Truncation
+from sentiment.models.encoders import EncoderSource, find_encoder, load_encoder, read_config
 from sentiment.predictor import Predictor
-from sentiment.shapes import BertGruConfig, EncoderReference, Truncation
+from sentiment.tokenizers import EncoderTokenizer
 
 TEXTS = [
     "i love this phone, it is great",
@@ -79,12 +80,12 @@ def test_it_predicts_as_the_notebook_does(tmp_path: Path, tiny_encoder: Path, en
     predictor = Predictor.load(bundle.path, use_gpu=False, precision="float32")
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     expected = [predict_sentiment(model, tokenizer, text, 24) for text in TEXTS]
-    found = [prediction.p_positive for prediction in predictor.predict(TEXTS)]
+    found = predictor.forward(predictor.encode(TEXTS)).tolist()
     assert found == pytest.approx(expected, abs=1e-5)
     assert np.std(found) > 0.001
-    # In bfloat16 within 1e-2, as the predictor promises.
-    predictor = Predictor.load(bundle.path, use_gpu=False, precision="bf16")
-    assert [p.p_positive for p in predictor.predict(TEXTS)] == pytest.approx(expected, abs=1e-2)
+    assert predictor.known_words(TEXTS) is None, "word pieces spell what they don't know"
+    ids, rough = predictor.encode(TEXTS), Predictor.load(bundle.path, use_gpu=False, precision="bf16")
+    assert 0 < relative_error(rough.logits(ids), predictor.logits(ids)) < BF16
 
 
 def test_head_and_tail_of_a_long_text_are_read(tmp_path: Path, tiny_encoder: Path) -> None:
@@ -101,9 +102,8 @@ def test_by_reference_it_is_small_and_predicts_the_same(tmp_path: Path, tiny_enc
     whole, _ = write(tmp_path / "whole", source)
     small, _ = write(tmp_path / "small", source, by_reference=True)
     assert {name.split(".")[0] for name in small.weights()} == {"head"}
-    expected = Predictor.load(whole.path, precision="float32").predict(TEXTS)
-    found = Predictor.load(small.path, precision="float32").predict(TEXTS)
-    assert [p.p_positive for p in found] == pytest.approx([p.p_positive for p in expected], abs=1e-6)
+    expected, found = (Predictor.load(bundle.path, precision="float32") for bundle in (whole, small))
+    assert found.forward(found.encode(TEXTS)) == pytest.approx(expected.forward(expected.encode(TEXTS)), abs=1e-6)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, tiny_encoder: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sentiment.encoders import KINDS, find_encoder, load_encoder, read_config
 from sentiment.errors import ConfigError
-from sentiment.models import count_parameters
 from sentiment.models.bert_gru import BertGruClassifier, check_recipe
+from sentiment.models.build import count_parameters
+from sentiment.models.config import KINDS
+from sentiment.models.encoders import find_encoder, load_encoder, read_config
 
 SMALL: dict[str, Any] = {
     "vocab_size": 50,

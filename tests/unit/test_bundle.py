@@ -11,30 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from forging import FILES, edit_manifest, sign
 
 from sentiment.bundle import Bundle, write_bundle
 from sentiment.errors import BundleError
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "metrics.json", "README.md")
 Make = Callable[..., Bundle]
-
-
-def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((path / "MANIFEST.json").read_text())
-    change(manifest)
-    (path / "MANIFEST.json").write_text(json.dumps(manifest))
-
-
-def sign(path: Path, name: str) -> None:
-    """What a careful forger does: make the manifest agree with an altered file, model id included."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        content = (path / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        hashes = [manifest["files"][each]["sha256"] for each in FILES[:3]]
-        manifest["model_id"] = "small-" + hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
-
-    edit_manifest(path, change)
 
 
 def test_round_trip(make_bundle: Make, tmp_path: Path) -> None:
@@ -105,6 +87,13 @@ def test_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match=r"no bundle at .*file"):
         Bundle.open(tmp_path / "file")
+
+
+def test_a_runs_folder_is_no_bundle_but_has_one(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    bundle.path.rename(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=rf"MANIFEST.json is missing: .*; did you mean {tmp_path}/bundle\?$"):
+        Bundle.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", [*FILES, "MANIFEST.json"])

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from sentiment.corpora.cleaning import HASH, OFFICIAL, Survey, clean, encode
-from sentiment.corpora.columns import RAW_LABEL, RAW_TEXT
-from sentiment.corpora.labels import NEUTRAL
-from sentiment.corpora.tables import NO_TEXT
+from sentiment.data.prepare import HASH, OFFICIAL, Survey, clean, encode
+from sentiment.data.schema_inference import RAW_LABEL
+from sentiment.labels import NEUTRAL
 from sentiment.schema import (
     DESTINATION,
     IDS,
@@ -31,6 +30,7 @@ from sentiment.schema import (
     TEST,
     TEXT,
 )
+from sentiment.text import NO_TEXT
 from sentiment.tokenizers import WordTokenizer
 
 FILE, OTHER = "tweets.csv", "more.csv"
@@ -40,11 +40,11 @@ Row = tuple[str | None, int | None, str | None]
 
 
 def block(rows: Sequence[Row], file: str = FILE, first: int = 0) -> pa.Table:
-    """Rows (text, label, reason) as the readers make them."""
+    """Rows (text, label, reason) as they are read."""
     places = range(first, first + len(rows))
     return pa.table(
         {
-            RAW_TEXT: pa.array([text for text, _, _ in rows], pa.string()),
+            TEXT: pa.array([text for text, _, _ in rows], pa.string()),
             RAW_LABEL: pa.array([label for _, label, _ in rows], pa.int8()),
             REASON: pa.array([reason for _, _, reason in rows], pa.string()),
             RAW: pa.array([reason and "as it stood" for _, _, reason in rows], pa.string()),
@@ -62,11 +62,11 @@ def good(texts: Sequence[str], label: int = 1) -> list[Row]:
 def cleaned(
     rows: Sequence[Row], *, file: str = FILE, first: int = 0, official: bool = False, seed: int = 1
 ) -> pa.Table:
-    return clean(block(rows, file, first), NUMBERS, None if official else SHARES, seed)
+    return clean(block(rows, file, first), [TEXT], NUMBERS, None if official else SHARES, seed)
 
 
 def survey(*tables: pa.Table) -> Survey:
-    """What the driver gathers, as `jobs.ray_preparing` does."""
+    """What the driver gathers, as `sentiment.data.prepare` does."""
     table = pa.concat_tables(tables)
     usable = table.filter(pc.is_null(table[REASON]))
     return Survey(
@@ -89,7 +89,7 @@ def where(*tables: pa.Table) -> dict[str, str]:
     return {row[TEXT]: row[DESTINATION] for table in tables for row in table.to_pylist()}
 
 
-def test_texts_are_normalised_and_row_ids_say_where_from() -> None:
+def test_texts_are_normalized_and_row_ids_say_where_from() -> None:
     table = cleaned([("I &lt;3 it,   @you", 1, None), ("soooo bad", 0, None)], file=OTHER, first=41)
     assert table[TEXT].to_pylist() == ["I <3 it, <user>", "soo bad"]
     assert table[LABEL].to_pylist() == [1, 0]

@@ -23,8 +23,9 @@ import jobs.train_bert
 import jobs.train_lstm
 from sentiment.cli import Job
 from sentiment.errors import ConfigError, DataError
-from sentiment.section import Section
-from sentiment.settings import RaySettings
+from sentiment.settings import RaySettings, Section
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_place")
 
 ROOT = Path(__file__).parents[2]
 JOBS: dict[str, Job[Any]] = {job.name: job for job in (m.JOB for m in (jobs.prepare, jobs.train_lstm, jobs.train_bert))}
@@ -42,15 +43,6 @@ CONTRACT = {
     "reproduce": "[--imdb DIR] [--sentiment140 DIR] [--vectors PATH] [--recipes PATH…] [--output DIR] [--report DIR]",
 }
 VALUES = {"N": ["3"], "always": ["always"], "PATH…": ["a.csv", "b.csv"], "": []}
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the checkout's ray_config.yaml nor the developer's variables take part."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith("SENTIMENT_"):
-            monkeypatch.delenv(name)
 
 
 def promised(job: str) -> dict[str, tuple[list[str], bool]]:
@@ -89,7 +81,7 @@ def test_help_explains_every_flag_and_shows_an_example(name: str, capsys: pytest
     assert stopped.value.code == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert re.search(rf"^  python jobs/{name}\.py --", out, re.MULTILINE)
+    assert re.search(rf"^  (sentiment {name.replace('_', ' ')}|python jobs/{name}\.py) --", out, re.MULTILINE)
     assert "--address" in out
     for field in promised(name):
         assert f"--{field.replace('_', '-')}" in out
@@ -140,7 +132,7 @@ def test_success_is_one_json_object_on_the_last_line(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--output", "x", "--sede", "1"], "unknown flag '--sede' in jobs/toy.py: did you mean --seed"),
+        (["--output", "x", "--sede", "1"], "unknown flag '--sede' in sentiment toy: did you mean --seed"),
         (["--output", "x", "--sede=1"], "did you mean --seed"),
         (["--outpu", "x"], "did you mean --output"),  # no abbreviations: they break when a flag is added
         (["--output", "x", "--zzzzzzzzz"], "there are: --"),
@@ -191,7 +183,7 @@ def test_our_own_mistakes_are_not_dressed_up() -> None:
 _TOY = """
 import sys
 from sentiment.cli import Job
-from sentiment.section import Section
+from sentiment.settings import Section
 
 class Toy(Section):
     model_config = {"env_prefix": "SENTIMENT_TOY_"}

@@ -30,7 +30,7 @@ from ray.serve.schema import ServeDeploySchema
 from sentiment.config import load
 from sentiment.errors import ConfigError
 from sentiment.settings import ServeSettings, TrainSettings
-from serve_app.foreground import KEEP_ALIVE_S
+from serve_app.foreground import KEEP_ALIVE_S, LATE_S
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -110,7 +110,7 @@ def test_nodes_get_all_that_the_installation_needs(name: str) -> None:
     mounts = {Path(local) for remote, local in config["file_mounts"].items() if remote.startswith("~/sentiment/")}
     assert all((ROOT / local).exists() for local in mounts)
     packages = {Path(package.partition(".")[0]) for package in PROJECT["tool"]["setuptools"]["packages"]}
-    assert mounts == packages | {
+    assert mounts == packages | {Path("jobs")} | {
         Path(file) for file in ("pyproject.toml", "README.md", "constraints.txt", "ray_config.yaml")
     }
     assert any("--constraint ~/sentiment/constraints.txt" in command for command in config["setup_commands"])
@@ -166,7 +166,8 @@ def test_serve_takes_it_and_so_do_we(name: str) -> None:
     assert [deployment.name for deployment in application.deployments] == [settings.name]
     assert application.deployments[0].user_config == {"model": settings.model}
     http = config["http_options"]
-    assert (http["port"], http["keep_alive_timeout_s"], http["request_timeout_s"]) == (8000, KEEP_ALIVE_S, None)
+    assert (http["port"], http["keep_alive_timeout_s"]) == (8000, KEEP_ALIVE_S)
+    assert http["request_timeout_s"] == settings.request_timeout_s + LATE_S
     assert http["host"] == {"serve.yaml": "127.0.0.1", "rayservice.yaml": "0.0.0.0"}[name]
 
 
@@ -221,7 +222,7 @@ def test_the_image_has_the_python_that_we_need() -> None:
     least = PROJECT["project"]["requires-python"].removeprefix(">=").split(".")
     assert [int(major), int(minor)] >= [int(part) for part in least]
     assert f"on Python {major}.{minor}" in (ROOT / "constraints.txt").read_text()
-    assert f"torch=={arguments['TORCH_VERSION']}" in PROJECT["project"]["dependencies"]
+    assert f"\ntorch=={arguments['TORCH_VERSION']}\n" in (ROOT / "constraints.txt").read_text()
     used = set(re.findall(r"\$\{(\w+)\}", (CLUSTER / "Dockerfile").read_text()))
     assert used == set(arguments)
 
@@ -234,7 +235,7 @@ def test_the_image_holds_what_is_copied_and_nothing_else() -> None:
     assert copied == let_in
     assert all((ROOT / source).exists() for source in copied)
     packages = {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
-    assert copied == packages | {"pyproject.toml", "README.md", "constraints.txt", "ray_config.yaml"}
+    assert copied == packages | {"jobs", "pyproject.toml", "README.md", "constraints.txt", "ray_config.yaml"}
 
 
 def test_the_image_is_pinned_and_not_root() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +12,26 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from sentiment.config import in_force, load, main
+from sentiment.config import Configuration, load
+from sentiment.config_command import in_force, main
 from sentiment.errors import ConfigError
-from sentiment.recipe import RecurrentRecipe
-from sentiment.recipes import get_recipe
-from sentiment.section import Section
-from sentiment.settings import SECTIONS, PrepareSettings, RaySettings, ScoreSettings, ServeSettings, TrainSettings
+from sentiment.settings import (
+    SECTIONS,
+    PrepareSettings,
+    RaySettings,
+    ScoreSettings,
+    Section,
+    ServeSettings,
+    TrainSettings,
+)
+from sentiment.training.recipes import RecurrentRecipe, get_recipe
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_place")
 
 ROOT = Path(__file__).parents[2]
 # What a job can't do without; not the configuration file's business.
 REQUIRED = {"data": "d", "input": ["i"], "output": "o", "model": "m"}
 RECIPE_FIELDS = tuple(RecurrentRecipe.model_fields)
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the checkout's ray_config.yaml nor the developer's variables take part."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith("SENTIMENT_"):
-            monkeypatch.delenv(name)
 
 
 def required_of(section: type[Section]) -> dict[str, object]:
@@ -102,16 +103,49 @@ def test_what_is_in_force_says_where_it_comes_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(GPUS + "train_bert: {epochs: 3}")
-    monkeypatch.setenv("SENTIMENT_SCORE_BATCH_ROWS", "16")
-    assert in_force(TrainSettings, profile="gpus")["num_workers"] == (8, "profile gpus")
+    monkeypatch.setenv("SENTIMENT_SCORE_SORT_WINDOW_ROWS", "16")
+    assert in_force(TrainSettings, Configuration(profile="gpus"))["num_workers"] == (8, "profile gpus")
     assert main(["--profile", "gpus", "train", "train_bert", "score"]) == 0
     lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     assert {
         *("train:", "num_workers: 8 # profile gpus", "seed: 7 # ray_config.yaml", "cpus_per_worker: 1 # default"),
-        *("epochs: 3 # ray_config.yaml", "batch_rows: 16 # SENTIMENT_SCORE_BATCH_ROWS", "model: # to be given"),
+        *("epochs: 3 # ray_config.yaml", "model: # to be given"),
+        "sort_window_rows: 16 # SENTIMENT_SCORE_SORT_WINDOW_ROWS",
     } <= lines
     assert main(["trian"]) == 2
     assert "did you mean train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SENTIMENT_RAY_NUM_CPUS", "many", "--num-cpus: .*, got 'many' from SENTIMENT_RAY_NUM_CPUS"),
+        ("SENTIMENT_PREPARE_TEST_SHARE", "0.97", "leave no rows to train on"),
+        ("SENTIMENT_SCORE_SORT_WINDOW_ROW", "16", "did you mean SENTIMENT_SCORE_SORT_WINDOW_ROWS"),
+        ("SENTIMENT_TRAIN_NUM_WORKER", "1", "did you mean SENTIMENT_TRAIN_NUM_WORKERS"),
+        ("SENTIMENT_TRAIN_HIDEN_DIM", "32", "did you mean SENTIMENT_TRAIN_HIDDEN_DIM"),
+        ("SENTIMENT_TRAIN_EPOCHS", "three", "--epochs: .*, got 'three'"),
+        ("SENTIMENT_TRAIN_RECIPE", "bilsm", "unknown recipe 'bilsm' .*did you mean bilstm"),
+        ("SENTIMENT_TRAIN_BERT_UNFREEZE_LAYERS", "top", "--unfreeze-layers: .*, got 'top'"),
+        ("SENTIMENT_TRAIN_BERT_RECIPE", "bilstm", "unknown recipe 'bilstm'"),
+        ("SENTIMENT_TRIAN_SEED", "1", "did you mean SENTIMENT_TRAIN_SEED"),
+        ("SENTIMENT_PROFILE", "gpus", "unknown profile 'gpus'"),
+        ("SENTIMENT_PREPARE_INPUT", "a.csv", "a list is written as JSON"),
+        ("SENTIMENT_SCORE_OUTPUT", "s3://KEY:SECRET@bucket/out", "keys don't belong in a URI"),
+    ],
+)
+def test_what_the_jobs_refuse_is_refused(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv(variable, value)
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("config: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err)
 
 
 def test_the_repositorys_profiles_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +157,10 @@ def test_the_repositorys_profiles_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_sections_do_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    write("train: {seed: 7}\nscore: {batch_rows: 16}")
+    write("train: {seed: 7}\nscore: {sort_window_rows: 16}")
     monkeypatch.setenv("SENTIMENT_PREPARE_SEED", "9")
     assert train().seed == 7
-    assert load(ScoreSettings, required_of(ScoreSettings)).batch_rows == 16
+    assert load(ScoreSettings, required_of(ScoreSettings)).sort_window_rows == 16
 
 
 def test_recipe_fields_come_from_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +206,7 @@ def test_mistakes_in_the_file(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("score: {batch_row: 3}", r"unknown key 'batch_row' in section score of .*batch_rows"),
+        ("score: {sort_window: 3}", r"unknown key 'sort_window' in section score of .*sort_window_rows"),
         ("profiles: {night: {serve: {prot: 1}}}", r"unknown key 'prot' in section serve of profile night of .*port"),
         ("profiles: {night: {sore: {}}}", r"unknown section 'sore' in profile night of .*score"),
         ("profiles: {night: 3}", r"profile night of .* must hold sections"),

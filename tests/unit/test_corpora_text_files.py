@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from read_back import TEXT, with_text
 
-from sentiment.corpora import delimited, files, lines
-from sentiment.corpora.columns import EXTRA, RAW_LABEL, RAW_TEXT
-from sentiment.corpora.files import read_file
-from sentiment.corpora.labels import NEUTRAL
-from sentiment.corpora.planning import ReadPlan, plan
+from sentiment.data import csv_format, text_records
+from sentiment.data.formats import read_file
+from sentiment.data.read_plan import ReadPlan, plan
+from sentiment.data.schema_inference import EXTRA, RAW_LABEL
 from sentiment.errors import DataError
+from sentiment.labels import NEUTRAL
 from sentiment.schema import RAW_LIMIT
 
 S140 = b'"0","1","Mon Apr 06","NO_QUERY","ann","so sad "\n'
@@ -38,17 +39,17 @@ def rows(read_plan: ReadPlan, rows_per_table: int = 8192) -> list[dict[str, obje
             assert table.schema == read_plan.schema
             assert 0 < table.num_rows <= rows_per_table
             table.validate(full=True)
-            out += table.to_pylist()
+            out += with_text(table, read_plan).to_pylist()
         mine = out[before:]
         assert [row["source_row"] for row in mine] == list(range(len(mine)))
         for row in mine:
-            assert (row[RAW_TEXT] is None) == (row["reason"] is not None) == (row["raw"] is not None)
+            assert (row[TEXT] is None) == (row["reason"] is not None) == (row["raw"] is not None)
             assert row["raw"] is None or len(str(row["raw"])) <= RAW_LIMIT
     return out
 
 
 def texts(read_plan: ReadPlan) -> list[object]:
-    return [row[RAW_TEXT] for row in rows(read_plan)]
+    return [row[TEXT] for row in rows(read_plan)]
 
 
 def reasons(read_plan: ReadPlan) -> dict[object, object]:
@@ -58,8 +59,8 @@ def reasons(read_plan: ReadPlan) -> dict[object, object]:
 def test_sentiment140_mixes_latin1_and_utf8(tmp_path: Path) -> None:
     content = S140 + b'"4","2","d","q","u","caf\xe9"\n' + '"4","3","d","q","u","naïve ☕"\n'.encode()
     read_plan = plan([write(tmp_path, "s.csv", content)], need_label=True)
-    assert read_plan.files[0].form == "sentiment140"
-    assert [(row[RAW_TEXT], row[RAW_LABEL]) for row in rows(read_plan)] == [
+    assert read_plan.files[0].format == "sentiment140"
+    assert [(row[TEXT], row[RAW_LABEL]) for row in rows(read_plan)] == [
         ("so sad ", 0),
         ("café", 1),
         ("naïve ☕", 1),
@@ -70,7 +71,7 @@ def test_sentiment140_mixes_latin1_and_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", ['lly tired today"', '06 22:19:45 PDT 2009","NO_QUERY","u","lly tired today"'])
 def test_sentiment140_that_begins_within_a_record(tmp_path: Path, torn: str) -> None:
     read_plan = plan([write(tmp_path, "s.csv", f"{torn}\n".encode() + S140 * 5)], need_label=True)
-    assert read_plan.files[0].form == "sentiment140"
+    assert read_plan.files[0].format == "sentiment140"
     assert texts(read_plan) == [None, *["so sad "] * 5]
 
 
@@ -85,7 +86,7 @@ def test_sentiment140_with_bom_is_strict_utf8(tmp_path: Path) -> None:
 def test_sentiment140_with_header_and_neutral(tmp_path: Path) -> None:
     content = b"target,ids,date,flag,user,text\n" + S140 + S140.replace(b'"0"', b'"2"')
     read_plan = plan([write(tmp_path, "s.csv", content)], need_label=True)
-    assert read_plan.files[0].form == "sentiment140"
+    assert read_plan.files[0].format == "sentiment140"
     assert read_plan.columns.names == ["polarity", "id", "date", "query", "user", "text"]
     assert [(row["line"], row["reason"]) for row in rows(read_plan)] == [(2, None), (3, NEUTRAL)]
 
@@ -145,7 +146,7 @@ def test_csv_headers_with_blank_repeated_and_reserved_names(tmp_path: Path) -> N
     assert read_plan.columns.names == ["input_line", "input_label", "column_3", "x", "x_2", "Text"]
     assert dict(read_plan.renamed) == {"line": "input_line", "label": "input_label"}
     row = rows(read_plan)[0]
-    assert (row["input_line"], row["input_label"], row["x_2"], row[RAW_TEXT]) == ("1", "pos", "d", "hello")
+    assert (row["input_line"], row["input_label"], row["x_2"], row[TEXT]) == ("1", "pos", "d", "hello")
 
 
 def test_tsv_quoted_and_plain(tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_truncated_gzip_keeps_every_readable_row(tmp_path: Path) -> None:
     readable = zlib.decompressobj(31).decompress(packed[: len(packed) * 2 // 3]).count(b"\n")
     out = rows(plan([path, other]))
     assert len(out) == readable + 2
-    assert out[-1][RAW_TEXT] == "fine"
+    assert out[-1][TEXT] == "fine"
     assert out[readable]["line"] == readable + 1
     assert str(out[readable]["reason"]).startswith("file can't be read on: ")
 
@@ -284,23 +285,23 @@ def test_not_compressed_at_all_is_one_rejected_row(tmp_path: Path) -> None:
     bad = write(tmp_path, "a.csv.gz", b"text\nhello\n")
     good = write(tmp_path, "b.csv", b"text\nhello\n")
     out = rows(plan([bad, good]))
-    assert [row[RAW_TEXT] for row in out] == [None, "hello"]
+    assert [row[TEXT] for row in out] == [None, "hello"]
     with pytest.raises(DataError, match="no file can be read"):
         plan([bad])
 
 
 def test_overlong_line_is_rejected_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 200_000)
+    monkeypatch.setattr(text_records, "MAX_LINE_BYTES", 200_000)
     content = b'{"text": "a"}\n{"text": "' + b"x" * 500_000 + b'"}\n{"text": "b"}\n' + b"y" * 300_000
     read_plan = plan([write(tmp_path, "a.jsonl", content)])
     assert texts(read_plan) == ["a", None, "b", None]
-    assert reasons(read_plan) == {2: lines.OVERLONG, 4: lines.OVERLONG}
+    assert reasons(read_plan) == {2: text_records.OVERLONG, 4: text_records.OVERLONG}
 
 
 def test_tables_are_cut_by_rows_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_plan = plan([write(tmp_path, "a.csv", b"text\n" + b"hello\n" * 1000)])
     assert [table.num_rows for table in read_file(read_plan.files[0], read_plan, 300)] == [300, 300, 300, 100]
-    monkeypatch.setattr(files, "BYTES_PER_PIECE", 1)
+    monkeypatch.setattr(text_records, "BYTES_PER_BATCH", 1)
     assert sum(table.num_rows for table in read_file(read_plan.files[0], read_plan)) == 1000
 
 
@@ -346,7 +347,7 @@ def test_random_bytes_never_crash_and_all_lines_are_accounted_for(tmp_path: Path
 
 
 def test_bounds_of_a_quoted_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 3)
+    monkeypatch.setattr(csv_format, "MAX_QUOTED_LINES", 3)
     content = b'id,text\n1,"a\nb\nc"\n2,"a\nb\nc\nd"\n'
     read_plan = plan([write(tmp_path, "a.csv", content)])
     assert texts(read_plan)[0] == "a\nb\nc"

@@ -11,12 +11,11 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pytest
+from read_back import TEXT, read_tables
 
-from sentiment.corpora.columns import RAW_TEXT
-from sentiment.corpora.files import read_file
-from sentiment.corpora.lines import UNREADABLE
-from sentiment.corpora.planning import plan
-from sentiment.corpora.streams import PIECE_BYTES, ByteSource, UnreadableError
+from sentiment.data.byte_stream import READ_BYTES, ByteStream, InputFile, UnreadableError
+from sentiment.data.read_plan import plan
+from sentiment.data.validation import UNREADABLE
 
 
 def lines(count: int) -> bytes:
@@ -30,7 +29,7 @@ def flipped(content: bytes, at: int, bit: int = 4) -> bytes:
 
 def rows(*paths: Path | str) -> list[dict[str, object]]:
     read_plan = plan([str(path) for path in paths])
-    return [row for file in read_plan.files for table in read_file(file, read_plan) for row in table.to_pylist()]
+    return [row for table in read_tables(read_plan) for row in table.to_pylist()]
 
 
 def gzip_in_two_blocks(before: bytes, after: bytes) -> tuple[bytes, int]:
@@ -49,10 +48,10 @@ def test_a_flipped_bit_in_the_middle_costs_what_comes_after_it(tmp_path: Path, c
     (tmp_path / "a.jsonl.gz").write_bytes(flipped(packed, middle, bit=1))
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "fine"}\n')
     *kept, broken, fine = rows(tmp_path)
-    assert [row[RAW_TEXT] for row in kept] == [json.loads(line)["text"] for line in content[:half].splitlines()]
+    assert [row[TEXT] for row in kept] == [json.loads(line)["text"] for line in content[:half].splitlines()]
     assert (broken["line"], broken["source_row"]) == (len(kept) + 1, len(kept))
     assert broken["reason"] == UNREADABLE + "zlib inflate failed: invalid block type"
-    assert fine[RAW_TEXT] == "fine"
+    assert fine[TEXT] == "fine"
 
 
 def test_any_flipped_bit_leaves_what_can_be_decompressed_and_one_row_about_it(tmp_path: Path) -> None:
@@ -77,7 +76,7 @@ def test_a_wrong_checksum_costs_no_row(tmp_path: Path, count: int) -> None:
     packed = gzip.compress(content)
     (tmp_path / "a.jsonl.gz").write_bytes(flipped(packed, len(packed) - 6))
     *kept, broken = rows(tmp_path)
-    assert [row[RAW_TEXT] for row in kept] == [json.loads(line)["text"] for line in content.splitlines()]
+    assert [row[TEXT] for row in kept] == [json.loads(line)["text"] for line in content.splitlines()]
     assert (broken["line"], broken["raw"]) == (count + 1, "")
     assert broken["reason"] == UNREADABLE + "zlib inflate failed: incorrect data check"
 
@@ -91,7 +90,7 @@ def test_a_wrong_checksum_of_a_csv_and_of_an_array(tmp_path: Path) -> None:
         packed = gzip.compress(content)
         (tmp_path / name).write_bytes(flipped(packed, len(packed) - 6))
         *kept, broken = rows(tmp_path / name)
-        assert [row[RAW_TEXT] for row in kept] == ["hi", "ho"]
+        assert [row[TEXT] for row in kept] == ["hi", "ho"]
         assert broken["reason"] == UNREADABLE + "zlib inflate failed: incorrect data check"
 
 
@@ -109,7 +108,7 @@ def test_a_later_member_that_is_damaged(tmp_path: Path) -> None:
     packed = gzip.compress(b'{"text": "a"}\n') + gzip.compress(b'{"text": "b"}\n')
     (tmp_path / "a.jsonl.gz").write_bytes(packed + b"no member")
     *kept, broken = rows(tmp_path)
-    assert [row[RAW_TEXT] for row in kept] == ["a", "b"]
+    assert [row[TEXT] for row in kept] == ["a", "b"]
     assert str(broken["reason"]).startswith(UNREADABLE)
 
 
@@ -136,12 +135,12 @@ def test_what_is_read_up_to_the_damage_comes_in_pieces(tmp_path: Path) -> None:
     """64 KiB of an archive may be 64 MiB of text: that must not be one piece."""
     packed = gzip.compress(bytes(3 << 20))
     (tmp_path / "a.gz").write_bytes(flipped(packed, len(packed) - 6))
-    source, sizes = ByteSource("", str(tmp_path / "a.gz"), "gzip"), []
+    source, sizes = ByteStream(InputFile("a.gz", "", str(tmp_path / "a.gz"), "jsonl", "gzip")), []
     with pytest.raises(UnreadableError, match="incorrect data check"):
         while True:
             sizes.append(len(source.read()))
     with pytest.raises(UnreadableError, match="incorrect data check"):
         source.read()
     source.close()
-    assert (sum(sizes), max(sizes)) == (3 << 20, PIECE_BYTES)
+    assert (sum(sizes), max(sizes)) == (3 << 20, READ_BYTES)
     assert source.position == len(packed) - 4

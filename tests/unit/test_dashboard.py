@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
-from jobs.metrics import ScoringMeter, TrainingMeter
-from serve_app.metrics import ServeMeter
+from sentiment.observability.prometheus import ScoringMeter, TrainingMeter
+from serve_app.app import RayMetrics
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "cluster/grafana/sentiment.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -28,7 +28,7 @@ _NAME, _LABEL = re.compile(r"\bray_\w+"), re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*
 
 def defined() -> list[Metric]:
     """Every metric that our meters have."""
-    meters: list[Any] = [ServeMeter(), TrainingMeter("runs/a", "tweets"), ScoringMeter("runs/b", 0, 0)]
+    meters: list[Any] = [RayMetrics(), TrainingMeter("runs/a", "tweets"), ScoringMeter("runs/b", 0, 0)]
     return [metric for meter in meters for metric in vars(meter).values() if isinstance(metric, Metric)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram, WordPiece
@@ -20,10 +20,9 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import AutoTokenizer, BertConfig, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-from sentiment.encoder_tokenizer import EncoderTokenizer
 from sentiment.errors import BundleError, ConfigError
-from sentiment.text import normalise
-from sentiment.tokenizers import WordTokenizer
+from sentiment.text import normalize
+from sentiment.tokenizers import EncoderTokenizer, WordTokenizer
 
 BERT = Path(__file__).parents[3] / "shared/data/bert_base_uncased"
 CORPUS = ["the film was good, so good!", "a bad film, n't good at all", "i do not know whether it is good or bad :("]
@@ -113,7 +112,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> EncoderTokenizer:
 
 
 def test_ids_are_those_of_transformers(tokenizer: EncoderTokenizer, theirs: Any) -> None:
-    texts = [normalise(text) for text in TEXTS]
+    texts = [normalize(text) for text in TEXTS]
     assert tokenizer.encode(texts) == theirs(texts, padding=False, truncation=False)["input_ids"]
     for limit in (3, 4, 7, 64, 512):
         expected = theirs(texts, padding=False, truncation=True, max_length=limit)["input_ids"]
@@ -126,8 +125,10 @@ def test_ids_are_those_of_transformers(tokenizer: EncoderTokenizer, theirs: Any)
 
 @settings(deadline=None, max_examples=40)
 @given(text=st.text(), limit=st.integers(3, 12))
-def test_any_normalised_text(tokenizer: EncoderTokenizer, theirs: Any, text: str, limit: int) -> None:
-    clean = normalise(text)
+def test_any_normalized_text(tokenizer: EncoderTokenizer, theirs: Any, text: str, limit: int) -> None:
+    clean = normalize(text)
+    # Texts that spell a special token are characters here, and the token there; Hypothesis finds them in the code.
+    assume(not any(token in clean for token in theirs.all_special_tokens))
     expected = theirs(clean, truncation=True, max_length=limit)["input_ids"]
     assert tokenizer.encode([clean], limit) == [expected]
     assert len(tokenizer.encode([clean], limit, truncation="head+tail")[0]) == len(expected)
@@ -183,7 +184,7 @@ def test_special_tokens_in_text_are_plain_words(bert: EncoderTokenizer) -> None:
 def test_round_trip(tokenizer: EncoderTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
-    texts = [*map(normalise, TEXTS), "a [SEP] b </s> c"]
+    texts = [*map(normalize, TEXTS), "a [SEP] b </s> c"]
     for copy in (
         EncoderTokenizer.load(path),
         EncoderTokenizer.load(str(path)),
@@ -269,7 +270,7 @@ def test_load_refuses_what_is_not_ours(bert: EncoderTokenizer, tmp_path: Path) -
             EncoderTokenizer.load(path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     for name in ("bytes", "missing", "."):
-        with pytest.raises(BundleError, match="can't be read"):
+        with pytest.raises(BundleError, match=r"can't be read|is missing"):
             EncoderTokenizer.load(tmp_path / name)
     with pytest.raises(BundleError, match="JSON text"):
         EncoderTokenizer.from_json("{}")

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bert_run import BertRun, plan_run
-from jobs.encoding_plan import Encoding, plan_encoding
-from sentiment.bert_recipes import BERT_TWEETS
-from sentiment.corpora.prepared import PreparedData
+from sentiment.data.prepared import PreparedData
 from sentiment.errors import ResourceError
 from sentiment.settings import TrainBertSettings
+from sentiment.training.bert_models import BertRun, plan_run
+from sentiment.training.encode import plan_encoding
+from sentiment.training.recipes import BERT_TWEETS
 
 ROWS = {"train": [700, 300], "validation": [60], "test": []}
 
@@ -47,12 +47,12 @@ def run_of(data: str, encoder: Path, **settings: Any) -> BertRun:
     return plan_run(recipe, data, TrainBertSettings(precision="float32"))
 
 
-def plan(run: BertRun, folder: Path, **settings: Any) -> Encoding:
+def plan(run: BertRun, folder: Path, **settings: Any) -> BertRun:
     return plan_encoding(run, TrainBertSettings(precision="float32", **settings), folder)
 
 
 def test_slices_are_all_rows_once(tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.encoding_plan._MAX_SHARD_ROWS", 128)
+    monkeypatch.setattr("sentiment.training.encode._MAX_SHARD_ROWS", 128)
     run = run_of(write_prepared(tmp_path / "data"), tiny_encoder)
     encoding = plan(run, tmp_path / "features")
     assert sum(part.rows for part in encoding.slices) == 1060
@@ -60,7 +60,6 @@ def test_slices_are_all_rows_once(tmp_path: Path, tiny_encoder: Path, monkeypatc
     prepared = PreparedData(run.data)
     tables = [prepared.rows_of(part.split, part.file, part.start, part.rows) for part in encoding.slices]
     assert [row for table in tables for row in table["row_id"].to_pylist()] == list(range(1060))
-    assert encoding.missing == encoding.slices
     assert not (tmp_path / "features").exists()
 
 
@@ -73,22 +72,22 @@ def test_features_are_kept_if_there_is_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     run = run_of(write_prepared(tmp_path / "data"), tiny_encoder)
     encoding = plan(run, tmp_path / "features", cache_features=asked)
-    assert encoding.keep == kept
-    assert f"--cache-features {asked}" in encoding.line
-    assert ("encoded once and kept" in encoding.line) == kept
+    assert encoding.caches_features == kept
+    assert f"--cache-features {asked}" in encoding.cache_summary
+    assert ("encoded once and kept" in encoding.cache_summary) == kept
 
 
 def test_what_is_there_needs_no_room_again(tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(write_prepared(tmp_path / "data"), tiny_encoder)
-    shards = Path(plan(run, tmp_path / "features").run.shards)
+    shards = Path(plan(run, tmp_path / "features").shards)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match="--cache-features always: the features don't fit"):
         plan(run, tmp_path / "features", cache_features="always")
     (shards / "train").mkdir(parents=True)
     (shards / "train" / "part-000000-000000000.safetensors").write_bytes(bytes(10_000_000))
-    assert plan(run, tmp_path / "features").keep
-    assert str(shards) == plan(run, tmp_path / "features").run.shards
+    assert plan(run, tmp_path / "features").caches_features
+    assert str(shards) == plan(run, tmp_path / "features").shards
 
 
 def test_shards_are_shared_by_equals_alone(tmp_path: Path, tiny_encoder: Path) -> None:
@@ -97,7 +96,7 @@ def test_shards_are_shared_by_equals_alone(tmp_path: Path, tiny_encoder: Path) -
     run = run_of(data, tiny_encoder)
 
     def shards(run: BertRun, **settings: Any) -> str:
-        return plan(run, tmp_path / "features", **settings).run.shards
+        return plan(run, tmp_path / "features", **settings).shards
 
     assert shards(run) == shards(run_of(data, tiny_encoder, hidden_dim=8, epochs=9, batch_size=3))
     assert shards(run) == shards(dataclasses.replace(run, seed=9))

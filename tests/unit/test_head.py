@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
 
-from sentiment.models.head import Head, WordEmbedding, drop_words
+from sentiment.models.layers import Head, WordClassifier, WordEmbedding
 
 
 def test_two_logits_train_like_cross_entropy() -> None:
@@ -41,7 +41,7 @@ def test_word_dropout_spares_padding() -> None:
     torch.manual_seed(0)
     ids_BT = torch.randint(2, 50, (100, 100), dtype=torch.int32)
     ids_BT[:, 60:] = 1
-    dropped_BT = drop_words(ids_BT, 0.25, unk_id=0, pad_id=1)
+    dropped_BT = WordClassifier(50, 4, word_dropout=0.25).drop_words(ids_BT)
     assert dropped_BT.dtype == ids_BT.dtype
     assert torch.all(dropped_BT[:, 60:] == 1)
     is_unk_BT = dropped_BT[:, :60] == 0

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import AuthenticationError
 
-from jobs import job_client, job_follower
-from jobs.job_follower import Follower
-from jobs.job_log import JobLog
-from jobs.submission import Submission
+from sentiment import submission
 from sentiment.errors import ConfigError, ResourceError
+from sentiment.submission import Follower, JobLog
 
 RESULT = '{"rows_in": 3}'
+SUBMISSION = {"submission_id": "run-1", "entrypoint": "python jobs/score.py", "runtime_env": {}}
 
 
 @dataclass
@@ -56,7 +56,7 @@ class ActedCluster:
     stops: int = 0
     line: Exception = field(default_factory=lambda: ConnectionError("Connection reset by peer"))
 
-    def submit_job(self, *, entrypoint: str, submission_id: str | None, runtime_env: dict[str, Any] | None) -> str:
+    def submit_job(self, **_: object) -> str:
         raise self.line
 
     def get_job_info(self, job_id: str) -> Any:
@@ -85,18 +85,14 @@ class ActedCluster:
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_follower, "_POLL_S", 0.01)
+    monkeypatch.setattr(submission, "_POLL_S", 0.01)
 
 
 def follow(cluster: ActedCluster, *, patience_s: float = 10, meanwhile: Callable[[], None] | None = None) -> int:
-    async def run() -> int:
-        follower = Follower(cluster, "run-1", "http://head:8265", patience_s)
-        with follower.taking_signals():
-            if meanwhile is not None:
-                asyncio.get_running_loop().call_later(0.05, meanwhile)
-            return await follower.follow()
-
-    return asyncio.run(asyncio.wait_for(run(), 20))
+    with Follower(cluster, "run-1", "http://head:8265", patience_s) as follower:
+        if meanwhile is not None:
+            threading.Timer(0.05, meanwhile).start()
+        return follower.follow()
 
 
 def test_stdout_is_the_result_and_stderr_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +103,13 @@ def test_stdout_is_the_result_and_stderr_the_rest(capsys: pytest.CaptureFixture[
     assert err.splitlines() == [
         *("Running entrypoint", "words", "more", '{"not": "the last"}', "{broken", "late words, no line break"),
     ]
+
+
+def test_a_message_in_json_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    log = submission.JobLog()
+    log.add('{"level": "info", "message": "words"}\n', 0)
+    assert capsys.readouterr().err == '{"level": "info", "message": "words"}\n'
+    assert log.result is None
 
 
 def test_lost_connections_repeat_and_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,8 +135,16 @@ def test_lost_connections_repeat_and_lose_nothing(capsys: pytest.CaptureFixture[
     ]
 
 
+def test_a_job_that_ends_while_the_line_is_cut_is_heard_of(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = ActedCluster(RESULT + "\n", answers=[ConnectionError("Connection reset by peer"), "SUCCEEDED"])
+    assert follow(cluster) == 0
+    out, err = capsys.readouterr()
+    assert out == RESULT + "\n"
+    assert "submit: http://head:8265 answers again" in err.splitlines()
+
+
 def test_a_silent_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(job_follower, "_SILENCE_S", 0.05)
+    monkeypatch.setattr(submission, "_SILENCE_S", 0.05)
     cluster = ActedCluster("some words\n", answers=["RUNNING"])
     opened = []
 
@@ -194,18 +205,19 @@ def test_a_job_that_ends_meanwhile_has_its_own_code() -> None:
 
 def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cluster = ActedCluster(answers=["RUNNING"])
-    monkeypatch.setattr(cluster, "stop_job", lambda job_id: False)
+    asked: list[str] = []
 
-    async def connect(address: str) -> ActedCluster:
-        return cluster
+    def ask_in_vain(job_id: str) -> bool:
+        if not asked:  # The first signal has been understood.
+            os.kill(os.getpid(), signal.SIGINT)
+        asked.append(job_id)
+        return False
 
-    async def send(client: object, submission: Submission) -> None:
-        for delay_s in (0.05, 0.1):
-            asyncio.get_running_loop().call_later(delay_s, os.kill, os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(cluster, "stop_job", ask_in_vain)
 
-    monkeypatch.setattr(job_follower, "connect", connect)
-    monkeypatch.setattr(job_follower, "send", send)
-    assert job_follower.submit(Submission("run-1", "python jobs/score.py", Path(), {}), "http://head:8265") == 130
+    monkeypatch.setattr(submission, "connect", lambda address: cluster)
+    monkeypatch.setattr(submission, "send", lambda client, submission: os.kill(os.getpid(), signal.SIGINT))
+    assert submission.submit(SUBMISSION, "http://head:8265") == 130
     err = capsys.readouterr().err
     assert "ray job logs --follow --address http://head:8265 run-1" in err
     assert err.endswith("submit: left run-1, which may go on\n")
@@ -224,9 +236,6 @@ def test_a_cluster_that_is_gone_is_exit_1(error: Exception, said: str, capsys: p
     assert said in capsys.readouterr().err
 
 
-SUBMISSION = Submission("run-1", "python jobs/score.py", Path(), {})
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -236,9 +245,9 @@ SUBMISSION = Submission("run-1", "python jobs/score.py", Path(), {})
 )
 def test_a_job_that_was_taken_is_not_lost_with_the_line(monkeypatch: pytest.MonkeyPatch, line: Exception) -> None:
     """Reported as refused, it would be submitted again and run twice."""
-    monkeypatch.setattr(job_client, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(submission, "_PAUSE_S", 0.01)
     gateway = RuntimeError("Request failed with status code 502: Bad Gateway.")
-    asyncio.run(job_client.send(ActedCluster(line=line, answers=[ConnectionError(), gateway, "PENDING"]), SUBMISSION))
+    submission.send(ActedCluster(line=line, answers=[ConnectionError(), gateway, "PENDING"]), SUBMISSION)
 
 
 @pytest.mark.parametrize(
@@ -252,9 +261,9 @@ def test_a_job_that_was_taken_is_not_lost_with_the_line(monkeypatch: pytest.Monk
     ],
 )
 def test_a_line_that_breaks_over_a_submission(monkeypatch: pytest.MonkeyPatch, answer: Exception, said: str) -> None:
-    monkeypatch.setattr(job_client, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(submission, "_PAUSE_S", 0.01)
     with pytest.raises(ResourceError, match=said):
-        asyncio.run(job_client.send(ActedCluster(answers=[answer]), SUBMISSION))
+        submission.send(ActedCluster(answers=[answer]), SUBMISSION)
 
 
 @pytest.mark.parametrize(
@@ -270,22 +279,23 @@ def test_a_line_that_breaks_over_a_submission(monkeypatch: pytest.MonkeyPatch, a
 )
 def test_a_job_that_is_refused(line: Exception, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        asyncio.run(job_client.send(ActedCluster(line=line), SUBMISSION))
+        submission.send(ActedCluster(line=line), SUBMISSION)
 
 
-def test_a_question_without_answer_is_given_up() -> None:
-    async def wait() -> None:
-        never = asyncio.Event()
-        await job_client.ask(lambda: asyncio.run(never.wait()), 0.05)
+def test_a_cluster_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections, and that is all; Ray's client would wait for ever."""
+    monkeypatch.setattr(submission, "_ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set so that it is put back")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ResourceError, match=rf"no Ray dashboard answers at {address} \(.*timed out"):
+            submission.connect(address)
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(wait())
 
-
-def test_pieces_that_overlap_are_taken_once() -> None:
-    shown: list[str] = []
-    log = JobLog(shown.append)
-    for text, at in (("ab", 0), ("abc\nd", 0), ("c\nde\n", 2), ("abc\nde\nf", 0)):
-        log.take(text, at)
+def test_pieces_that_overlap_are_taken_once(capsys: pytest.CaptureFixture[str]) -> None:
+    log = JobLog()
+    for text, position in (("ab", 0), ("abc\nd", 0), ("c\nde\n", 2), ("abc\nde\nf", 0)):
+        log.add(text, position)
     log.close()
-    assert shown == ["abc", "de", "f"]
+    assert capsys.readouterr().err == "abc\nde\nf\n"

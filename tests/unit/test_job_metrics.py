@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.metrics import name_of
+from sentiment.observability.prometheus import name_of
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ import yaml
 from kuberay_fields import problems
 
 from sentiment.config import load
-from sentiment.section import Section
-from sentiment.settings import SECTIONS, ScoreSettings, ServeSettings, TrainBertSettings
+from sentiment.settings import SECTIONS, ScoreSettings, Section, ServeSettings, TrainBertSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "kuberay"
@@ -147,7 +146,7 @@ def test_what_every_ray_cluster_has(name: str) -> None:
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert f"ray[data,default,serve,train]=={cluster['rayVersion']}" in PROJECT["dependencies"]
+    assert f"\nray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
@@ -249,7 +248,7 @@ def test_scoring_fits_its_workers() -> None:
     assert isinstance(settings, ScoreSettings)
     assert (settings.use_gpu, ray.address) == (True, "auto")
     assert not settings.overwrite, "a retry would start from scratch"
-    from jobs.scoring_pool import ACTOR_CPUS, READ_CPUS
+    from sentiment.scoring.actors import ACTOR_CPUS, READ_CPUS
 
     group = gpu_group("rayjob-score.yaml")
     has = limits(group["template"]["spec"])

@@ -8,14 +8,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from read_back import TEXT, read_tables
 
-from sentiment.corpora import inputs
-from sentiment.corpora.columns import RAW_TEXT
-from sentiment.corpora.files import pieces_of
-from sentiment.corpora.inputs import LOST_LINK
-from sentiment.corpora.lines import UNREADABLE
-from sentiment.corpora.planning import ReadPlan, plan
-from sentiment.corpora.streams import NOT_REGULAR, ByteSource, UnreachableError, UnreadableError, open_random_access
+from sentiment.data import listing
+from sentiment.data.byte_stream import (
+    NOT_REGULAR,
+    ByteStream,
+    InputFile,
+    UnreachableError,
+    UnreadableError,
+    open_random_access,
+)
+from sentiment.data.listing import LOST_LINK
+from sentiment.data.read_plan import ReadPlan, plan
+from sentiment.data.validation import UNREADABLE
 from sentiment.errors import DataError
 
 
@@ -46,9 +52,8 @@ def problems(read_plan: ReadPlan) -> dict[str, str | None]:
 
 
 def rows(read_plan: ReadPlan) -> list[tuple[str, str | None, str | None]]:
-    tables = [piece.build() for piece in pieces_of(read_plan.files, read_plan)]
-    found = [row for table in tables for row in table.to_pylist()]
-    return [(Path(row["source_file"]).name, row[RAW_TEXT], row["reason"]) for row in found]
+    found = [row for table in read_tables(read_plan) for row in table.to_pylist()]
+    return [(Path(row["source_file"]).name, row[TEXT], row["reason"]) for row in found]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl.gz", "a.parquet", "train/pos/7_9.txt"])
@@ -121,10 +126,10 @@ def test_named_by_themselves_they_are_an_error(archive: Path, pipe: Path) -> Non
 def test_a_pipe_that_took_the_place_of_a_file(archive: Path, pipe: Path) -> None:
     """Between planning and reading."""
     with pytest.raises(UnreadableError, match=NOT_REGULAR):
-        ByteSource("", str(pipe), None).read()
+        ByteStream(InputFile("pipe", "", str(pipe), "jsonl")).read()
     for root in ("", "file:///"):
         with pytest.raises(OSError, match=NOT_REGULAR):
-            open_random_access(root, str(pipe), None)
+            open_random_access(InputFile("pipe", root, str(pipe), "jsonl"))
 
 
 def test_a_link_that_is_lost_after_planning_is_asked_for_again(archive: Path) -> None:
@@ -153,14 +158,14 @@ def test_a_link_to_the_folder_that_it_is_in(tmp_path: Path) -> None:
 
 def test_a_file_that_is_renamed_while_a_folder_is_listed(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen under its old name and gone when it was asked about: no link is lost."""
-    seen = inputs._paths_in
+    seen = listing._paths_in
 
     def with_another(folder: str, recursive: bool, above: Iterable[str]) -> Iterator[tuple[str, bool]]:
         yield from seen(folder, recursive, above)
         yield f"{folder}/upload.csv.part", False
 
     before = plan([str(archive)])
-    monkeypatch.setattr(inputs, "_paths_in", with_another)
+    monkeypatch.setattr(listing, "_paths_in", with_another)
     assert plan([str(archive)]) == before
 
 

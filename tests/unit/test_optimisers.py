@@ -1,10 +1,9 @@
-"""Optimisers of the training loop against the plain rules and PyTorch's own, on a model without dropout."""
+"""Optimizers of the training loop against the plain rules and PyTorch's own, on a model without dropout."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sentiment.batching import Examples, LengthBucketedBatches
-from sentiment.checkpoint import Checkpoint
 from sentiment.models.bag import BagClassifier
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.optimisation import Optimisation
-from sentiment.training import Hooks, fit
+from sentiment.training.checkpoint import Checkpoint
+from sentiment.training.loop import Hooks, fit
+from sentiment.training.recipes import OptimizerConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCABULARY = 12
-SGD = Optimisation(
-    optimizer="sgd",
-    epochs=2,
-    learning_rate=0.05,
-    schedule="constant",
-    warmup_share=0.1,
-    weight_decay=0.0,
-    clip_norm=0.0,
-    seed=3,
-)
-ADAM = dataclasses.replace(SGD, optimizer="adamw", learning_rate=0.01)
+SGD = OptimizerConfig(optimizer="sgd", epochs=2, learning_rate=0.05, clip_norm=0.0)
+ADAM = SGD.model_copy(update={"optimizer": "adamw", "learning_rate": 0.01})
 Step = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batches(num_rows: int = 40) -> LengthBucketedBatches:
@@ -61,9 +45,9 @@ def bag(**more: Any) -> BagClassifier:
     return BagClassifier(VOCABULARY, 5, (4,), **more)
 
 
-def train(model: torch.nn.Module, settings: Optimisation, num_rows: int = 40, **more: Any) -> Checkpoint:
+def train(model: torch.nn.Module, config: OptimizerConfig, num_rows: int = 40, **more: Any) -> Checkpoint:
     data = batches(num_rows)
-    return fit(model, data, data, settings, device=torch.device("cpu"), precision="float32", **more)
+    return fit(model, data, data, config, seed=3, device=torch.device("cpu"), precision="float32", **more)
 
 
 def by_hand(model: BagClassifier, step: Step, epochs: int = 2) -> dict[str, Tensor]:
@@ -93,7 +77,7 @@ def test_sgd_takes_plain_steps(weight_decay: float) -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.sub_(0.05 * (gradient + weight_decay * weight))
 
-    final = train(bag(), dataclasses.replace(SGD, weight_decay=weight_decay))
+    final = train(bag(), SGD.model_copy(update={"weight_decay": weight_decay}))
     torch.testing.assert_close(final.weights, by_hand(bag(), step), atol=1e-6, rtol=0)
     assert distance(final.weights, bag()) > 0.01
 
@@ -114,28 +98,28 @@ def test_adamw_without_decay_is_adam() -> None:
 def test_weight_decay_is_decoupled() -> None:
     """It shrinks the weights by learning rate × decay a step and stays out of Adam's moments. With one step the two
     runs have the same gradients, so that's all they differ by."""
-    one_epoch = dataclasses.replace(ADAM, epochs=1)
+    one_epoch = ADAM.model_copy(update={"epochs": 1})
     plain = train(bag(), one_epoch, num_rows=16).weights
-    decayed = train(bag(), dataclasses.replace(one_epoch, weight_decay=0.5), num_rows=16).weights
+    decayed = train(bag(), one_epoch.model_copy(update={"weight_decay": 0.5}), num_rows=16).weights
     expected = {name: plain[name] - 0.01 * 0.5 * before for name, before in bag().state_dict().items()}
     torch.testing.assert_close(decayed, expected, atol=1e-6, rtol=0)
 
 
 def test_clip_norm_bounds_a_step_and_zero_does_not() -> None:
     """One batch of one epoch is one step; the gradient's norm is what the unclipped one moved by."""
-    one_step = dataclasses.replace(SGD, epochs=1, learning_rate=0.5)
+    one_step = SGD.model_copy(update={"epochs": 1, "learning_rate": 0.5})
     free = distance(train(bag(embedding_std=3.0), one_step, num_rows=16).weights, bag(embedding_std=3.0))
     norm = free / 0.5
     assert norm > 1, "an ordinary clipping would not show"
     for clip_norm, expected in ((0.01, 0.01), (norm / 2, norm / 2), (norm * 2, norm)):
-        settings = dataclasses.replace(one_step, clip_norm=clip_norm)
-        moved = distance(train(bag(embedding_std=3.0), settings, num_rows=16).weights, bag(embedding_std=3.0))
+        config = one_step.model_copy(update={"clip_norm": clip_norm})
+        moved = distance(train(bag(embedding_std=3.0), config, num_rows=16).weights, bag(embedding_std=3.0))
         assert moved == pytest.approx(0.5 * expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("settings", [SGD, dataclasses.replace(ADAM, weight_decay=0.1)], ids=["sgd", "adamw"])
-def test_frozen_vectors_stay_as_they_are(settings: Optimisation) -> None:
-    final, fresh = train(bag(frozen_embedding=True), settings), bag(frozen_embedding=True).state_dict()
+@pytest.mark.parametrize("config", [SGD, ADAM.model_copy(update={"weight_decay": 0.1})], ids=["sgd", "adamw"])
+def test_frozen_vectors_stay_as_they_are(config: OptimizerConfig) -> None:
+    final, fresh = train(bag(frozen_embedding=True), config), bag(frozen_embedding=True).state_dict()
     assert torch.equal(final.weights["embedding.weight"], fresh["embedding.weight"])
     assert all(not torch.equal(final.weights[name], fresh[name]) for name in fresh if name != "embedding.weight")
 
@@ -151,9 +135,9 @@ def test_a_resumed_sgd_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
         if (checkpoint.progress.epoch, checkpoint.progress.step) == (1, 2):
             checkpoint.save(tmp_path)
 
-    settings = dataclasses.replace(SGD, schedule="one-cycle", learning_rate=0.5, clip_norm=1.0, checkpoint_steps=2)
-    whole = train(recurrent(0), settings, hooks=Hooks(on_checkpoint=save))
-    resumed = train(recurrent(1), settings, resume=Checkpoint.load(tmp_path))
+    config = SGD.model_copy(update={"schedule": "one-cycle", "learning_rate": 0.5, "clip_norm": 1.0})
+    whole = train(recurrent(0), config, checkpoint_steps=2, hooks=Hooks(on_checkpoint=save))
+    resumed = train(recurrent(1), config, checkpoint_steps=2, resume=Checkpoint.load(tmp_path))
     torch.testing.assert_close(resumed.weights, whole.weights, atol=1e-6, rtol=0)
     stopped = Checkpoint.load(tmp_path).weights
     assert distance(stopped, recurrent(0)) > 0.01

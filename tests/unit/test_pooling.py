@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from sentiment.models.config import RecurrentConfig
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.shapes import RecurrentConfig
 
 HIDDEN = 16
 

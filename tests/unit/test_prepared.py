@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment.corpora.prepared import PreparedData
+from sentiment.data.prepared import PreparedData
 from sentiment.errors import DataError
 from sentiment.schema import PREPARED_SCHEMA
 from sentiment.tokenizers import WordTokenizer
@@ -88,6 +88,18 @@ def test_manifest_and_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         prepared.tokenizer()
+
+
+def test_train_rows_of_one_label_are_refused(folder: Path) -> None:
+    splits = {"train": {"rows": 40, "negative": 1, "positive": 39}, "test": {"rows": 0, "negative": 0, "positive": 0}}
+    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
+    PreparedData(folder).require("train")
+    with pytest.raises(DataError, match="has no test rows"):
+        PreparedData(folder).require("train", "test")
+    splits["train"] = {"rows": 40, "negative": 0, "positive": 40}
+    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
+    with pytest.raises(DataError, match=rf"^all 40 train rows of {folder} are labeled POSITIVE"):
+        PreparedData(folder).require("train")
 
 
 def test_digest_names_the_content(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.reproduction.runs import Planned, plan
 from jobs import reproduce
-from jobs.ray_reproducing import plan
-from jobs.reproduction_run import Planned, finished, identity_of
 from sentiment.config import load
 from sentiment.errors import ConfigError, DataError
-from sentiment.recipes import RECIPES, get_recipe, twin_of
 from sentiment.settings import RaySettings, ReproduceSettings
+from sentiment.training.recipes import RECIPES, get_recipe, twin_of
 
 Make = Callable[..., str]
 
@@ -32,7 +31,10 @@ def make(tmp_path: Path) -> Make:
 
     def make(name: str, **rows: int) -> str:
         (tmp_path / name).mkdir()
-        splits = {split: {"rows": rows.get(split, 10)} for split in ("train", "validation", "test")}
+        splits = {
+            split: {"rows": rows.get(split, 10), "negative": 4, "positive": 6}
+            for split in ("train", "validation", "test")
+        }
         (tmp_path / name / "manifest.json").write_text(json.dumps({"inputs": [{"sha256": name}], "splits": splits}))
         (tmp_path / name / "tokenizer.json").write_text("{}")
         return name
@@ -162,7 +164,7 @@ def test_settings_that_do_not_fit(make: Make, settings: dict[str, Any], message:
 def test_vectors_are_missed_before_anything_runs(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.ray_reproducing.ray_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("benchmarks.reproduction.runs.ray_session", lambda _: pytest.fail("Ray was started"))
     flags = ["--imdb", make("films"), "--recipes", "rnn", "lstm", "--vectors", "glove.6B.50"]
     assert reproduce.JOB.main(flags) == 2
     captured = capsys.readouterr()
@@ -172,16 +174,16 @@ def test_vectors_are_missed_before_anything_runs(
 
 
 def test_finished_runs_need_neither_vectors_nor_ray(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.ray_reproducing.ray_session", lambda _: pytest.fail("Ray was started"))
-    monkeypatch.setattr("jobs.ray_reproducing.write_report", lambda output, report: report)
+    monkeypatch.setattr("benchmarks.reproduction.runs.ray_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("benchmarks.reproduction.runs.write_report", lambda output, report: report)
     flags = {"imdb": make("films"), "recipes": ["rnn", "lstm"], "seeds": [1, 2], "vectors": "gone.txt"}
     runs = planned(**flags)
     for run in runs:
         run.folder.mkdir(parents=True)
-        (run.folder / "run.json").write_text(json.dumps(identity_of(run, "auto")))
-        (run.folder / "result.json").write_text(json.dumps({"identity": identity_of(run, "auto")}))
+        (run.folder / "run.json").write_text(json.dumps(run.identity("auto")))
+        (run.folder / "result.json").write_text(json.dumps({"identity": run.identity("auto")}))
     settings = load(ReproduceSettings, {"baseline": False, **flags})
-    result = reproduce.run(settings, load(RaySettings, {}))
+    result = reproduce.JOB.run(settings, load(RaySettings, {}))
     assert (result["runs_kept"], result["runs_done"]) == (4, 0)
 
 
@@ -196,17 +198,17 @@ def test_what_was_made_of_something_else_is_not_finished(make: Make, change: dic
 
     run, other = run_of(**about), run_of(**{**about, **change})
     run.folder.mkdir(parents=True)
-    assert finished(run.folder, identity_of(run, "auto")) is None
-    (run.folder / "result.json").write_text(json.dumps({"identity": identity_of(run, "auto"), "a": 1}))
-    assert finished(run.folder, identity_of(run, "auto")) is not None
-    assert finished(run.folder, identity_of(other, "auto")) is None
+    assert not run.finished(run.identity("auto"))
+    (run.folder / "result.json").write_text(json.dumps({"identity": run.identity("auto"), "a": 1}))
+    assert run.finished(run.identity("auto"))
+    assert not run.finished(other.identity("auto"))
 
 
 def test_runs_of_other_data_are_not_replaced_unasked(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make("films"), make("others")
     [run] = planned(imdb="films", recipes=["rnn"], seeds=[1])
     run.folder.mkdir(parents=True)
-    (run.folder / "run.json").write_text(json.dumps(identity_of(run, "auto")))
+    (run.folder / "run.json").write_text(json.dumps(run.identity("auto")))
     (run.folder / "checkpoint-0001").mkdir()
     flags = ["--imdb", "others", "--recipes", "rnn", "--seeds", "1", "--no-baseline"]
     assert reproduce.JOB.main(flags) == 2

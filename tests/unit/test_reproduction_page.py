@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from jobs.baseline import NAME as BASELINE
-from jobs.reproduction_page import MARKER, write_report
-from sentiment.recipe import Recipe
-from sentiment.recipes import get_recipe
+from benchmarks.reproduction.baseline import NAME as BASELINE
+from benchmarks.reproduction.page import MARKER, write_report
+from sentiment.training.recipes import Recipe, get_recipe
 
 HERE = {"processor": "Xeon", "cores": 2, "python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0"}
 THERE = {**HERE, "cores": 16, "gpu": "H200"}
@@ -26,7 +25,7 @@ def settings_of(recipe: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_run(output: Path, name: str, seed: int, accuracy: float = 0.8, **changes: Any) -> dict[str, Any]:
-    """A finished run as jobs.reproduction_run leaves it."""
+    """A finished run as benchmarks.reproduction.runs leaves it."""
     epochs = [{"epoch": number, "train_s": 10.0 * number, "rows_per_s": 100.0} for number in (1, 2)]
     result = {
         "dataset": get_recipe(name).dataset,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs import scoring_pool
-from jobs.scoring_pool import Pool
 from sentiment import session
 from sentiment.errors import ResourceError
+from sentiment.scoring import actors
+from sentiment.scoring.actors import Pool
 from sentiment.settings import ScoreSettings
 
 CPUS, GPUS, SHARES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 96), (0, 1, 2, 4, 8), (1, 0.5, 0.25, 0.2, 0.125)
@@ -19,7 +19,7 @@ CPUS, GPUS, SHARES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 96), (0, 1, 2, 4, 8), (1, 0.5
 def given(monkeypatch: pytest.MonkeyPatch, *nodes: tuple[float, float]) -> None:
     """A cluster of such nodes: CPUs and GPUs of each."""
     found: list[dict[str, float]] = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes]
-    for module in (session, scoring_pool):
+    for module in (session, actors):
         monkeypatch.setattr(module, "node_resources", lambda: found)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs import scoring_progress
-from jobs.archive import _check
-from jobs.scoring_progress import ScoringBoard, describe
-from sentiment.corpora.planning import ReadPlan, plan
+from sentiment.data.manifest import commonest, reason_lines
+from sentiment.data.read_plan import ReadPlan, plan
 from sentiment.errors import ConfigError, DataError
 from sentiment.schema import SCORE_FIELDS, SOURCE_FIELDS
+from sentiment.scoring import pipeline, progress
+from sentiment.scoring.progress import ScoringBoard, describe
 from sentiment.settings import ScoreSettings
 
 
@@ -36,7 +36,7 @@ def test_progress_in_words(told: tuple[float, int, float | None, float], said: s
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring_progress.time, "time", lambda: 1110.0)
+    monkeypatch.setattr(progress.time, "time", lambda: 1110.0)
 
 
 @pytest.mark.usefixtures("clock")
@@ -52,6 +52,20 @@ def test_shards_done_twice_count_once() -> None:
     news = board.read()
     assert (news.done, news.note) == (250, "2 rows/s, 30%, 0:05:50 left, 9 rejected")
     assert news.measured == {"rows": 241, "stored_bytes": 300, "share": 0.3}
+
+
+def test_what_ray_warns_of_is_explained() -> None:
+    board = ScoringBoard(stored_bytes=0, rows=0, rejected=0, bytes_done=0)
+    for _ in range(2):
+        board.begin("000000-000001", 1.0)
+        board.begin_reading("a.csv")
+    assert board.read().lines == [
+        "a model actor was lost, another one scores its shard 000000-000001",
+        "a reader was lost, another one reads a.csv",
+    ]
+    board.end_reading("a.csv", True)
+    board.begin_reading("a.csv")
+    assert board.read().lines == []
 
 
 @pytest.mark.usefixtures("clock")
@@ -72,7 +86,7 @@ def reads(tmp_path: Path) -> ReadPlan:
 
 def check(reads: ReadPlan, **chosen: Any) -> None:
     settings = ScoreSettings(model="bundle", input=["a.csv"], output="out", **chosen)
-    _check(settings, reads, [*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS])
+    pipeline.check(settings, reads, [*reads.columns, *SOURCE_FIELDS, *SCORE_FIELDS])
 
 
 def test_columns_and_files_as_they_must_be(reads: ReadPlan) -> None:
@@ -95,3 +109,11 @@ def test_strict_refuses_files_that_cannot_be_opened(tmp_path: Path, reads: ReadP
     check(reads, strict=True)
     with pytest.raises(DataError, match=rf"^--strict: {tmp_path}/b\.csv\.gz: "):
         check(damaged, strict=True)
+
+
+def test_reasons_in_words() -> None:
+    reasons = {"no text": 3, "not valid JSON": 1200, **{f"kind {number}": 1 for number in range(12)}}
+    lines = reason_lines(reasons).splitlines()
+    assert lines[:3] == ["rejected rows: 1,215", "       1,200  not valid JSON", "           3  no text"]
+    assert (len(lines), lines[-1]) == (12, "and 4 more")
+    assert commonest(reasons) == "not valid JSON (1,200 of 1,215 rejected rows)"

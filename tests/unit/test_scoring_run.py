@@ -1,4 +1,4 @@
-"""A scoring run and its folder: the same command goes on, another one is refused, and two never work at once."""
+"""A scoring run and its folder: the same command resumes it, another one is refused, and two never work at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs.lock import LOCK, Lock
-from jobs.scoring_run import RUN, SUCCESS, Identity, ScoringRun
-from sentiment.corpora.folder import Folder
-from sentiment.corpora.planning import plan
+from sentiment.data.read_plan import plan
 from sentiment.errors import ConfigError, DataError
+from sentiment.scoring.run_state import STATE, SUCCESS, Identity, ScoringRun
+from sentiment.storage.lock import LOCK, Lock
+from sentiment.storage.output_directory import OutputDirectory
 
 ROOT = Path(__file__).parents[2]
 INPUTS = [["a.csv", 10, 111], ["b.csv", 20, None], ["c.csv", 30, 2**60 + 1]]
@@ -32,18 +32,18 @@ MANIFEST = {"rows_in": 3, "output": "größer"}
 
 
 @pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> OutputDirectory:
     """A folder that isn't there yet, on the disk or behind an fsspec URI."""
-    return Folder(str(tmp_path / "out") if request.param == "local" else f"memory://{uuid.uuid4().hex}/out")
+    return OutputDirectory(str(tmp_path / "out") if request.param == "local" else f"memory://{uuid.uuid4().hex}/out")
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Folder:
+def disk(tmp_path: Path) -> OutputDirectory:
     """For tests with threads, which can't share fsspec's files in memory."""
-    return Folder(str(tmp_path))
+    return OutputDirectory(str(tmp_path))
 
 
-def is_there(folder: Folder, name: str) -> bool:
+def is_there(folder: OutputDirectory, name: str) -> bool:
     return folder.fs.get_file_info(folder.inner(name)).is_file
 
 
@@ -83,27 +83,41 @@ def test_differences_are_said() -> None:
         assert "; ".join(now.differences(IDENTITY)) == said
 
 
-def test_a_run_from_start_to_end(folder: Folder) -> None:
+def test_a_run_from_start_to_end(folder: OutputDirectory) -> None:
     run = ScoringRun(folder, IDENTITY)
     assert run.finished(overwrite=False) is None
-    first = run.begin(1000, overwrite=False)
-    assert (first.rows_per_shard, first.attempts) == (1000, 1)
+    run.begin(1000, overwrite=False)
+    assert (run.rows_per_shard, run.attempts) == (1000, 1)
     again = ScoringRun(folder, IDENTITY)
     assert again.finished(overwrite=False) is None
     # Its shards are those of the first start, and so are the names of its files.
-    assert again.begin(7, overwrite=False) == dataclasses.replace(first, attempts=2)
+    again.begin(7, overwrite=False)
+    assert (again.rows_per_shard, again.tag, again.attempts) == (1000, run.tag, 2)
     run.finish(MANIFEST)
     assert json.loads(folder.read("manifest.json")) == again.finished(overwrite=False) == MANIFEST
     folder.write_text("_run/done/000000-000000.json", "of the run that goes")
     assert again.finished(overwrite=True) is None
-    clean = again.begin(7, overwrite=True)
-    assert (clean.rows_per_shard, clean.attempts) == (7, 1)
-    assert clean.tag != first.tag
+    again.begin(7, overwrite=True)
+    assert (again.rows_per_shard, again.attempts) == (7, 1)
+    assert again.tag != run.tag
     assert not is_there(folder, "_run/done/000000-000000.json")
     assert not is_there(folder, SUCCESS)
 
 
-def test_another_run_is_refused(folder: Folder) -> None:
+def test_files_that_crash_their_reader_are_remembered(folder: OutputDirectory) -> None:
+    run = ScoringRun(folder, IDENTITY)
+    run.begin(1000, overwrite=False)
+    assert run.crashing == []
+    for path in ("b.csv", "a.csv"):
+        run.note_crashing(path)
+    again = ScoringRun(folder, IDENTITY)
+    again.begin(1000, overwrite=False)
+    assert again.crashing == run.crashing == ["b.csv", "a.csv"]
+    run.begin(1000, overwrite=True)
+    assert run.crashing == []
+
+
+def test_another_run_is_refused(folder: OutputDirectory) -> None:
     ScoringRun(folder, IDENTITY).begin(1000, overwrite=False)
     run = ScoringRun(folder, other(model="model 2"))
     for _ in ("begun", "finished"):
@@ -113,7 +127,7 @@ def test_another_run_is_refused(folder: Folder) -> None:
         ScoringRun(folder, IDENTITY).finish(MANIFEST)
 
 
-def test_another_run_that_began_meanwhile_is_refused(folder: Folder) -> None:
+def test_another_run_that_began_meanwhile_is_refused(folder: OutputDirectory) -> None:
     """Both looked at an empty folder; the slower one gets the lock when the other has finished."""
     slow = ScoringRun(folder, other(model="model 2"))
     assert slow.finished(overwrite=False) is None
@@ -122,7 +136,7 @@ def test_another_run_that_began_meanwhile_is_refused(folder: Folder) -> None:
         slow.begin(7, overwrite=False)
 
 
-def test_what_no_job_wrote_is_refused(folder: Folder) -> None:
+def test_what_no_job_wrote_is_refused(folder: OutputDirectory) -> None:
     run = ScoringRun(folder, IDENTITY)
     folder.write_text("precious.txt", "mine")
     with pytest.raises(ConfigError, match="isn't empty"):
@@ -134,7 +148,7 @@ def test_what_no_job_wrote_is_refused(folder: Folder) -> None:
         run.begin(1000, overwrite=False)
 
 
-def test_a_run_killed_before_it_said_what_it_is_goes_on(folder: Folder) -> None:
+def test_a_run_killed_before_it_said_what_it_is_goes_on(folder: OutputDirectory) -> None:
     """The lock is there about a second before run.json."""
     run = ScoringRun(folder, IDENTITY)
     with Lock(folder, beat_s=2):
@@ -144,9 +158,9 @@ def test_a_run_killed_before_it_said_what_it_is_goes_on(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"identity": {"inp', "[]", "{}", '{"identity": null}', '{"identity": {}}'])
-def test_a_damaged_state(folder: Folder, content: str) -> None:
-    folder.write_text(RUN, content)
-    with pytest.raises(DataError, match=rf"^{folder.uri}/{RUN} is damaged; start clean with --overwrite"):
+def test_a_damaged_state(folder: OutputDirectory, content: str) -> None:
+    folder.write_text(STATE, content)
+    with pytest.raises(DataError, match=rf"^{folder.uri}/{STATE} is damaged; start clean with --overwrite"):
         ScoringRun(folder, IDENTITY).finished(overwrite=False)
     ScoringRun(folder, IDENTITY).begin(1000, overwrite=True)
     folder.write_text(SUCCESS, "{}\n")
@@ -156,9 +170,9 @@ def test_a_damaged_state(folder: Folder, content: str) -> None:
 
 HOLDER = """
 import sys
-from jobs.lock import Lock
-from sentiment.corpora.folder import Folder
-with Lock(Folder(sys.argv[1]), beat_s=0.05):
+from sentiment.storage.lock import Lock
+from sentiment.storage.output_directory import OutputDirectory
+with Lock(OutputDirectory(sys.argv[1]), beat_s=0.05):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -172,11 +186,11 @@ def eventually(is_so: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def lock_of(folder: Folder) -> dict[str, Any]:
+def lock_of(folder: OutputDirectory) -> dict[str, Any]:
     return json.loads(folder.read(LOCK))
 
 
-def take_over_at_once(folder: Folder) -> None:
+def take_over_at_once(folder: OutputDirectory) -> None:
     before, started = lock_of(folder)["run"], time.monotonic()
     with Lock(folder, beat_s=0.02, silence_s=A_WHILE_S) as lock:
         lock.check()
@@ -184,7 +198,7 @@ def take_over_at_once(folder: Folder) -> None:
     assert time.monotonic() - started < A_WHILE_S / 2
 
 
-def test_a_lock_is_held_and_released(disk: Folder) -> None:
+def test_a_lock_is_held_and_released(disk: OutputDirectory) -> None:
     with Lock(disk, beat_s=0.02):
         first = lock_of(disk)
         assert (first["host"], first["pid"]) == (socket.gethostname(), os.getpid())
@@ -197,7 +211,7 @@ def test_a_lock_is_held_and_released(disk: Folder) -> None:
     assert not is_there(disk, LOCK)
 
 
-def test_a_lock_outlives_its_folder(folder: Folder) -> None:
+def test_a_lock_outlives_its_folder(folder: OutputDirectory) -> None:
     with Lock(folder, beat_s=2) as lock:
         mine = lock_of(folder)["run"]
         folder.claim(overwrite=True)
@@ -205,7 +219,7 @@ def test_a_lock_outlives_its_folder(folder: Folder) -> None:
         assert lock_of(folder)["run"] == mine
 
 
-def test_a_live_process_is_respected_and_a_killed_one_replaced_at_once(disk: Folder) -> None:
+def test_a_live_process_is_respected_and_a_killed_one_replaced_at_once(disk: OutputDirectory) -> None:
     command = [sys.executable, "-c", HOLDER, disk.uri]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
@@ -217,12 +231,12 @@ def test_a_live_process_is_respected_and_a_killed_one_replaced_at_once(disk: Fol
     take_over_at_once(disk)
 
 
-def left_lock(folder: Folder, **holder: Any) -> Folder:
+def left_lock(folder: OutputDirectory, **holder: Any) -> OutputDirectory:
     folder.write_json(LOCK, {"run": "another", "host": socket.gethostname(), "beat": 3, **holder})
     return folder
 
 
-def test_a_zombie_is_dead(disk: Folder) -> None:
+def test_a_zombie_is_dead(disk: OutputDirectory) -> None:
     """Killed, and its parent hasn't asked after it: as in a container without an init."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         started = psutil.Process(process.pid).create_time()
@@ -231,7 +245,7 @@ def test_a_zombie_is_dead(disk: Folder) -> None:
         take_over_at_once(left_lock(disk, pid=process.pid, process_started=started))
 
 
-def test_a_process_id_that_was_given_again_is_not_the_holder(disk: Folder) -> None:
+def test_a_process_id_that_was_given_again_is_not_the_holder(disk: OutputDirectory) -> None:
     mine = psutil.Process().create_time()
     for holder in ({"pid": os.getpid(), "process_started": mine - 1000}, {"pid": os.getpid()}, {"pid": "?"}):
         take_over_at_once(left_lock(disk, **holder))
@@ -242,7 +256,7 @@ def test_a_process_id_that_was_given_again_is_not_the_holder(disk: Folder) -> No
 ELSEWHERE = {"run": "another", "host": "elsewhere", "pid": os.getpid(), "process_started": 0, "beat": 0}
 
 
-def test_another_host_is_dead_once_it_was_silent(disk: Folder) -> None:
+def test_another_host_is_dead_once_it_was_silent(disk: OutputDirectory) -> None:
     for content in (json.dumps(ELSEWHERE), "", "[]", '{"run": "hal'):
         disk.write_text(LOCK, content)
         until = time.monotonic() + 0.1
@@ -251,14 +265,16 @@ def test_another_host_is_dead_once_it_was_silent(disk: Folder) -> None:
             assert lock_of(disk)["host"] == socket.gethostname()
 
 
-def test_of_two_that_start_at_once_the_later_one_stays(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.lock.time.sleep", lambda _: folder.write_json(LOCK, ELSEWHERE))
+def test_of_two_that_start_at_once_the_later_one_stays(
+    folder: OutputDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sentiment.storage.lock.time.sleep", lambda _: folder.write_json(LOCK, ELSEWHERE))
     with pytest.raises(ConfigError, match="on elsewhere"):
         Lock(folder).__enter__()
     assert lock_of(folder) == ELSEWHERE
 
 
-def test_another_host_that_gives_signs_of_life_is_respected(disk: Folder) -> None:
+def test_another_host_that_gives_signs_of_life_is_respected(disk: OutputDirectory) -> None:
     stop = threading.Event()
 
     def beat() -> None:
@@ -275,7 +291,7 @@ def test_another_host_that_gives_signs_of_life_is_respected(disk: Folder) -> Non
     assert lock_of(disk)["host"] == "elsewhere"
 
 
-def test_a_lock_that_somebody_takes_is_noticed_and_left_alone(disk: Folder) -> None:
+def test_a_lock_that_somebody_takes_is_noticed_and_left_alone(disk: OutputDirectory) -> None:
     with Lock(disk, beat_s=0.02) as lock:
         lock.check()
 
@@ -291,7 +307,7 @@ def test_a_lock_that_somebody_takes_is_noticed_and_left_alone(disk: Folder) -> N
     assert lock_of(disk) == ELSEWHERE
 
 
-def test_a_lock_taken_since_the_last_beat_is_left_alone(folder: Folder) -> None:
+def test_a_lock_taken_since_the_last_beat_is_left_alone(folder: OutputDirectory) -> None:
     with Lock(folder, beat_s=5):
         folder.write_json(LOCK, ELSEWHERE)
     assert lock_of(folder) == ELSEWHERE

@@ -8,7 +8,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import fsspec
@@ -18,10 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentiment.corpora import files, lines, parquet, shards
-from sentiment.corpora.files import read_file
-from sentiment.corpora.planning import ReadPlan, SourceFile, plan
-from sentiment.corpora.shards import Group, Shard, default_rows, group_shards, shard_name, shards_of
+from sentiment.data import imdb_format, parquet_format, sharding, text_records
+from sentiment.data.byte_stream import InputFile
+from sentiment.data.formats import read_file
+from sentiment.data.parquet_format import ParquetFile
+from sentiment.data.read_plan import ReadPlan, plan
+from sentiment.data.sharding import Shard, default_rows, group_files, replace_file, shard_name, shards_of
 
 RANDOM = random.Random(7)
 # Not the same length, and hard to compress: so that damage in the middle costs rows before and after it.
@@ -113,12 +115,12 @@ each_archive = pytest.mark.parametrize("name", ARCHIVES)
 def cut_as(cut: str, patch: pytest.MonkeyPatch) -> int:
     """Set the bounds of pieces and shards; returns rows of a shard."""
     if cut == "several pieces":
-        patch.setattr(shards, "ROWS_PER_PIECE", 20)
+        patch.setattr(sharding, "ROWS_PER_BATCH", 20)
     if cut == "bytes":
-        patch.setattr(shards, "BYTES_PER_SHARD", 1500)
-        patch.setattr(lines, "PIECE_BYTES", 256)
-        for module in (files, parquet):
-            patch.setattr(module, "BYTES_PER_PIECE", 700)
+        patch.setattr(sharding, "BYTES_PER_SHARD", 1500)
+        patch.setattr(text_records, "READ_BYTES", 256)
+        for module in (text_records, parquet_format, imdb_format):
+            patch.setattr(module, "BYTES_PER_BATCH", 700)
     return CUTS[cut]
 
 
@@ -143,9 +145,16 @@ def same(shard: Shard, other: Shard) -> bool:
     return all(getattr(shard, fact) == getattr(other, fact) for fact in facts) and shard.table.equals(other.table)
 
 
-def check_resumed(group: Group, read_plan: ReadPlan, whole: list[Shard], done: Collection[int]) -> None:
+Group = tuple[int, ReadPlan]
+
+
+def groups_of(read_plan: ReadPlan) -> list[Group]:
+    return list(group_files(read_plan).items())
+
+
+def check_resumed(group: Group, rows: int, whole: list[Shard], done: Collection[int]) -> None:
     left = [shard for shard in whole if shard.number not in done]
-    resumed = list(shards_of(group, read_plan, done))
+    resumed = list(shards_of(*group, rows, done))
     assert [shard.number for shard in resumed] == [shard.number for shard in left], done
     assert all(map(same, resumed, left)), done
 
@@ -153,7 +162,7 @@ def check_resumed(group: Group, read_plan: ReadPlan, whole: list[Shard], done: C
 @each_archive
 def test_each_row_is_in_one_shard_in_order(plans: dict[str, ReadPlan], name: str, rows_per_shard: int) -> None:
     read_plan, count = plans[name], ARCHIVES[name][1]
-    cut = [shard for group in group_shards(read_plan, rows_per_shard) for shard in shards_of(group, read_plan)]
+    cut = [shard for group in groups_of(read_plan) for shard in shards_of(*group, rows_per_shard)]
     table = pa.concat_tables(shard.table for shard in cut)
     whole = pa.concat_tables(part for file in read_plan.files for part in read_file(file, read_plan))
     # How much of a damaged row group can be read hangs on the size of pieces.
@@ -168,43 +177,44 @@ def test_each_row_is_in_one_shard_in_order(plans: dict[str, ReadPlan], name: str
 
 @each_archive
 def test_last_shards_say_so_and_no_other(plans: dict[str, ReadPlan], name: str, rows_per_shard: int) -> None:
-    for group in group_shards(plans[name], rows_per_shard):
-        whole = list(shards_of(group, plans[name]))
+    for group in groups_of(plans[name]):
+        whole = list(shards_of(*group, rows_per_shard))
         assert [shard.number for shard in whole] == list(range(len(whole)))
         assert [shard.is_last for shard in whole] == [False] * (len(whole) - 1) + [True]
 
 
 @each_archive
 def test_stored_bytes_add_up(plans: dict[str, ReadPlan], name: str, rows_per_shard: int) -> None:
-    for group in group_shards(plans[name], rows_per_shard):
-        assert sum(shard.stored_bytes for shard in shards_of(group, plans[name])) == group.size_bytes
+    for group in groups_of(plans[name]):
+        assert sum(shard.stored_bytes for shard in shards_of(*group, rows_per_shard)) == group[1].size_bytes
 
 
 @each_archive
 def test_what_is_done_changes_nothing_of_the_rest(plans: dict[str, ReadPlan], name: str, rows_per_shard: int) -> None:
-    for group in group_shards(plans[name], rows_per_shard):
-        whole = list(shards_of(group, plans[name]))
+    for group in groups_of(plans[name]):
+        whole = list(shards_of(*group, rows_per_shard))
         count = len(whole)
         prefixes = [range(end) for end in range(count + 1)]
         for done in (*prefixes, range(0, count, 2), range(1, count, 2), [count - 1], range(1, count)):
-            check_resumed(group, plans[name], whole, done)
+            check_resumed(group, rows_per_shard, whole, done)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(list(ARCHIVES)), st.sampled_from(list(CUTS)), st.sets(st.integers(0, 20)))
 def test_any_shards_may_be_done(plans: dict[str, ReadPlan], name: str, cut: str, done: set[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for group in group_shards(plans[name], cut_as(cut, patch)):
-            check_resumed(group, plans[name], list(shards_of(group, plans[name])), done)
+        rows = cut_as(cut, patch)
+        for group in groups_of(plans[name]):
+            check_resumed(group, rows, list(shards_of(*group, rows)), done)
 
 
 def test_shards_are_cut_by_rows_or_by_bytes(plans: dict[str, ReadPlan], monkeypatch: pytest.MonkeyPatch) -> None:
-    [group] = group_shards(plans["tsv"], 67)
-    assert [shard.table.num_rows for shard in shards_of(group, plans["tsv"])] == [67, 67, 67, 67, 32]
+    [group] = groups_of(plans["tsv"])
+    assert [shard.table.num_rows for shard in shards_of(*group, 67)] == [67, 67, 67, 67, 32]
     for name in ("tsv", "jsonl.gz", "parquet", "reviews"):
         with monkeypatch.context() as patch:
-            [group] = group_shards(plans[name], cut_as("bytes", patch))
-            sizes = [shard.table["text"].nbytes for shard in shards_of(group, plans[name])]
+            [group] = groups_of(plans[name])
+            sizes = [shard.table["text"].nbytes for shard in shards_of(*group, cut_as("bytes", patch))]
             assert len(sizes) > 1, name
             assert max(sizes) < 4000, name
 
@@ -214,11 +224,11 @@ def test_an_archive_behind_a_uri() -> None:
     memory.pipe("/shards_test/a.jsonl.gz", gzip.compress(jsonl_text(TEXTS).encode()))
     pq.write_table(pa.table({"text": TEXTS}), "/shards_test/b.parquet", row_group_size=70, filesystem=memory)
     read_plan = plan(["memory://shards_test"])
-    [group] = group_shards(read_plan, 100)
-    whole = list(shards_of(group, read_plan))
+    [group] = groups_of(read_plan)
+    whole = list(shards_of(*group, 100))
     assert [shard.table.num_rows for shard in whole] == [100, 100, 100, 140, 140, 20]
     for done in ({0}, {1, 3, 5}, {0, 1, 2, 3}):
-        check_resumed(group, read_plan, whole, done)
+        check_resumed(group, 100, whole, done)
 
 
 def test_a_footer_lost_after_the_plan_was_made(tmp_path: Path) -> None:
@@ -226,64 +236,63 @@ def test_a_footer_lost_after_the_plan_was_made(tmp_path: Path) -> None:
     parquet_file(tmp_path, "b.parquet")
     read_plan = plan([str(tmp_path)])
     path.write_bytes(path.read_bytes()[:-20])
-    [group] = group_shards(read_plan, 100)
-    whole = list(shards_of(group, read_plan))
+    [group] = groups_of(read_plan)
+    whole = list(shards_of(*group, 100))
     assert sum(shard.table.num_rows for shard in whole) == 301
-    check_resumed(group, read_plan, whole, {1})
+    check_resumed(group, 100, whole, {1})
 
 
 def test_files_of_no_rows_are_seen_to_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a.csv", "id,text\n")
     put(tmp_path, "b.csv", csv_text(TEXTS))
-    monkeypatch.setattr(shards, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(sharding, "_GROUP_BYTES", 1)
     read_plan = plan([str(tmp_path)])
-    empty, _ = group_shards(read_plan, 100)
-    [shard] = shards_of(empty, read_plan)
+    empty, _ = groups_of(read_plan)
+    [shard] = shards_of(*empty, 100)
     assert (shard.number, shard.is_last, shard.table.num_rows) == (0, True, 0)
     assert shard.table.schema == read_plan.schema
-    assert list(shards_of(empty, read_plan, {0})) == []
+    assert list(shards_of(*empty, 100, {0})) == []
 
 
 def test_row_groups_that_are_done_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(parquet_file(tmp_path, "a.parquet", 100), 1)
     read_plan = plan([str(tmp_path)])
-    [group] = group_shards(read_plan, 100)
+    [group] = groups_of(read_plan)
     read: list[int] = []
-    iter_batches = pq.ParquetFile.iter_batches
+    batch = ParquetFile.batch
 
-    def spy(file: pq.ParquetFile, rows: int, row_groups: list[int]) -> Iterator[pa.RecordBatch]:
-        read.extend(row_groups)
-        return iter_batches(file, rows, row_groups=row_groups)
+    def spy(file: ParquetFile, group: int, rows: int, start: int) -> pa.RecordBatch | None:
+        read.append(group)
+        return batch(file, group, rows, start)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    rejected = {shard.number: 100 - shard.table["reason"].null_count for shard in shards_of(group, read_plan)}
+    monkeypatch.setattr(ParquetFile, "batch", spy)
+    rejected = {shard.number: 100 - shard.table["reason"].null_count for shard in shards_of(*group, 100)}
     assert (rejected, read) == ({0: 0, 1: 100, 2: 0}, [0, 1, 2])
     read.clear()
-    assert [shard.number for shard in shards_of(group, read_plan, {1})] == [0, 2]
+    assert [shard.number for shard in shards_of(*group, 100, {1})] == [0, 2]
     assert read == [0, 2]
 
 
 def of_sizes(*sizes: int) -> ReadPlan:
     """A plan of files that are nowhere."""
-    rest = ("csv", None, 0, None, "tabular", ("text",), True, "utf-8", "text", None)
-    source = SourceFile("", "", "", *rest)
+    source = InputFile("", "", "", "csv", columns=("text",), has_header=True, text_column="text")
     made = [dataclasses.replace(source, path=f"{at:05d}.csv", size_bytes=size) for at, size in enumerate(sizes)]
-    return ReadPlan(tuple(made), pa.schema([("text", pa.string())]))
+    return ReadPlan(tuple(made), pa.schema([("text", pa.string())]), ("text",))
 
 
 def test_small_files_share_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_GROUP_BYTES", 100)
-    monkeypatch.setattr(shards, "_GROUP_FILES", 4)
+    monkeypatch.setattr(sharding, "_GROUP_BYTES", 100)
+    monkeypatch.setattr(sharding, "_GROUP_FILES", 4)
     read_plan = of_sizes(60, 40, 1, 500, 1, -1, 99, 1, *[1] * 9)
-    groups = group_shards(read_plan, 10)
-    assert [[file.size_bytes for file in group.files] for group in groups] == [
+    groups = group_files(read_plan)
+    assert [[file.size_bytes for file in group.files] for group in groups.values()] == [
         [60, 40], [1], [500], [1, -1, 99], [1] * 4, [1] * 4, [1, 1]
     ]  # fmt: skip
-    assert [group.number for group in groups] == list(range(7))
-    assert [group.size_bytes for group in groups] == [100, 1, 500, 100, 4, 4, 2]
-    assert tuple(itertools.chain.from_iterable(group.files for group in groups)) == read_plan.files
+    assert list(groups) == list(range(7))
+    assert [group.size_bytes for group in groups.values()] == [100, 1, 500, 100, 4, 4, 2]
+    assert tuple(itertools.chain.from_iterable(group.files for group in groups.values())) == read_plan.files
     monkeypatch.undo()
-    assert [len(group.files) for group in group_shards(of_sizes(*[1] * 2500), 10)] == [1000, 1000, 500]
+    assert [len(group.files) for group in group_files(of_sizes(*[1] * 2500)).values()] == [1000, 1000, 500]
 
 
 def test_default_rows_of_a_shard() -> None:
@@ -300,3 +309,18 @@ def test_default_rows_of_a_shard() -> None:
 def test_names_sort_as_rows_do() -> None:
     numbers = [(0, 0), (0, 9), (0, 10), (1, 0), (10, 2), (10, 11), (99_999, 999_999)]
     assert [shard_name(*pair) for pair in numbers] == sorted(shard_name(*pair) for pair in numbers)
+
+
+def test_a_file_that_is_replaced_gives_its_group_new_names(tmp_path: Path) -> None:
+    """What was made of it before, or still is by somebody, is cut otherwise than what is made of it now."""
+    for name in "abc":
+        put(tmp_path, f"{name}.csv", csv_text(TEXTS))
+    reads = plan([str(tmp_path)])
+    groups = {number: reads.with_files([file]) for number, file in enumerate(reads.files)}
+    bad = dataclasses.replace(reads.files[1], problem="it kills")
+    replaced = replace_file(groups, bad)
+    assert list(replaced) == [0, 3, 2]
+    assert [group.files for group in replaced.values()] == [(reads.files[0],), (bad,), (reads.files[2],)]
+    (shard,) = shards_of(3, replaced[3], 100)
+    assert shard.table["reason"].to_pylist() == ["file can't be read on: it kills"]
+    assert list(replace_file(replaced, bad)) == [0, 4, 2]

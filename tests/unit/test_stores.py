@@ -15,11 +15,11 @@ import pyarrow.fs as pafs
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.train_storage import train_storage
 from sentiment.bundle import MANIFEST, WEIGHTS, Bundle
-from sentiment.corpora import folder as folder_module
-from sentiment.corpora.folder import Folder
 from sentiment.errors import BundleError
+from sentiment.storage import output_directory
+from sentiment.storage.output_directory import OutputDirectory
+from sentiment.training.ray_train import train_storage
 
 
 class StubbornFileSystem(LocalFileSystem):
@@ -44,14 +44,14 @@ class StubbornFileSystem(LocalFileSystem):
 @pytest.fixture(autouse=True)
 def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("stubborn", StubbornFileSystem, clobber=True)
-    monkeypatch.setattr(folder_module, "_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(output_directory, "_RETRY_WAITS_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(StubbornFileSystem, "refusals", 0)
     monkeypatch.setattr(StubbornFileSystem, "error", errno.EIO)
 
 
 def test_a_write_is_tried_again(tmp_path: Path) -> None:
     StubbornFileSystem.refusals = 3
-    Folder(f"stubborn://{tmp_path}").write_text("inner/file.txt", "content")
+    OutputDirectory(f"stubborn://{tmp_path}").write_text("inner/file.txt", "content")
     assert (tmp_path / "inner" / "file.txt").read_text() == "content"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file.txt"]
 
@@ -60,7 +60,7 @@ def test_a_write_is_tried_again(tmp_path: Path) -> None:
 def test_in_the_end_the_error_is_told(tmp_path: Path, refusals: int, error: int, left: int) -> None:
     StubbornFileSystem.refusals, StubbornFileSystem.error = refusals, error
     with pytest.raises(OSError, match="not now"):
-        Folder(f"stubborn://{tmp_path}").write_text("file.txt", "content")
+        OutputDirectory(f"stubborn://{tmp_path}").write_text("file.txt", "content")
     # Four attempts; none after a refusal that won't change.
     assert StubbornFileSystem.refusals == left
     assert not list(tmp_path.iterdir())
@@ -69,11 +69,11 @@ def test_in_the_end_the_error_is_told(tmp_path: Path, refusals: int, error: int,
 def test_the_local_disk_is_asked_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"Not a directory|Failed to open"):
         (tmp_path / "file").write_text("in the way")
-        Folder(str(tmp_path / "file")).write_text("inner.txt", "content")
+        OutputDirectory(str(tmp_path / "file")).write_text("inner.txt", "content")
 
 
 def test_upload_writes_one_file_last(tmp_path: Path) -> None:
-    source, there = tmp_path / "source", Folder(f"stubborn://{tmp_path}/there")
+    source, there = tmp_path / "source", OutputDirectory(f"stubborn://{tmp_path}/there")
     source.mkdir()
     for name in ("a.json", "z.json"):
         (source / name).write_text(name)
@@ -88,7 +88,7 @@ def test_upload_writes_one_file_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["stubborn://", ""])
 def test_ray_train_writes_whole_files_too(tmp_path: Path, scheme: str) -> None:
-    folder = Folder(f"{scheme}{tmp_path}/run")
+    folder = OutputDirectory(f"{scheme}{tmp_path}/run")
     storage, snapshot = train_storage(folder), folder.inner("checkpoints/snapshot.json")
     StubbornFileSystem.refusals = 3 if scheme else 0
     storage.create_dir(posixpath.dirname(snapshot), recursive=True)
@@ -112,7 +112,7 @@ def test_ray_train_writes_whole_files_too(tmp_path: Path, scheme: str) -> None:
 
 def test_ray_train_is_told_in_the_end(tmp_path: Path) -> None:
     StubbornFileSystem.refusals = 9
-    folder = Folder(f"stubborn://{tmp_path}")
+    folder = OutputDirectory(f"stubborn://{tmp_path}")
     stream = train_storage(folder).open_output_stream(folder.inner("snapshot.json"))
     stream.write(b"[1]")
     with pytest.raises(OSError, match="not now"):
@@ -163,7 +163,7 @@ def test_manifest_may_name_files_of_its_own_folder_only(stored: tuple[str, Any],
     manifest = f"{uri.removeprefix('memory:/')}/{MANIFEST}"
     content = store.cat_file(manifest).replace(b'"tokenizer.json"', f'"{name}"'.encode())
     store.pipe_file(manifest, content)
-    with pytest.raises(BundleError, match="isn't a file of the bundle's own folder"):
+    with pytest.raises(BundleError, match="isn't a file of a bundle"):
         Bundle.open(uri)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import AuthenticationError
+from told import told
 
-from jobs import submit
-from jobs.submission import dashboard_address, plan
+from sentiment import submission
 from sentiment.errors import ConfigError
+from sentiment.submission import dashboard_address, plan
 
 ROOT = Path(__file__).parents[2]
 SCORE = (
@@ -31,11 +32,11 @@ def in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_jobs_flags_arrive_as_they_are() -> None:
     submission = plan(*SCORE)
-    assert shlex.split(submission.entrypoint) == ["python", SCORE[0], *SCORE[1]]
-    assert submission.folder == ROOT
-    assert submission.submission_id.startswith("score-")
-    assert plan(*SCORE).submission_id != submission.submission_id
-    assert plan(*SCORE, submission_id="tonight").submission_id == "tonight"
+    assert shlex.split(submission["entrypoint"]) == ["python", SCORE[0], *SCORE[1]]
+    assert submission["runtime_env"]["working_dir"] == str(ROOT)
+    assert submission["submission_id"].startswith("score-")
+    assert plan(*SCORE)["submission_id"] != submission["submission_id"]
+    assert plan(*SCORE, submission_id="tonight")["submission_id"] == "tonight"
 
 
 def test_the_job_gets_our_variables_but_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_the_job_gets_our_variables_but_no_secrets(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SENTIMENT_RAY_ADDRESS", "ray://elsewhere:10001")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "geheim")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-    assert plan(*SCORE, profile="gpu-cluster", assignments=["HF_HOME=/shared/a=b"]).variables == {
+    assert plan(*SCORE, profile="gpu-cluster", assignments=["HF_HOME=/shared/a=b"])["runtime_env"]["env_vars"] == {
         "SENTIMENT_SCORE_BATCH_ROWS": "512",
         "SENTIMENT_PROFILE": "gpu-cluster",
         # The cluster it runs on; not the one that jobs started here join.
@@ -60,7 +61,7 @@ def test_the_job_gets_our_variables_but_no_secrets(monkeypatch: pytest.MonkeyPat
 
 def test_how_a_job_is_stopped_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "600")
-    variables = plan(*SCORE, assignments=["RAY_JOB_STOP_SIGNAL=SIGTERM"]).variables
+    variables = plan(*SCORE, assignments=["RAY_JOB_STOP_SIGNAL=SIGTERM"])["runtime_env"]["env_vars"]
     assert (variables["RAY_JOB_STOP_SIGNAL"], variables["RAY_JOB_STOP_WAIT_TIME_S"]) == ("SIGTERM", "600")
 
 
@@ -68,7 +69,7 @@ def test_how_a_job_is_stopped_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> 
     ("argv", "message"),
     [
         (["jobs/scor.py"], "no job at jobs/scor.py; there are jobs/demo.py"),
-        (["sentiment/config.py"], "no job at sentiment/config.py"),
+        (["sentiment/settings.py"], "no job at sentiment/settings.py"),
         (["jobs/submit.py"], "no job at jobs/submit.py"),
         ([], "JOB"),
         (["--adress", "http://head:8265", *SCORE], "--adress"),
@@ -77,7 +78,7 @@ def test_how_a_job_is_stopped_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> 
             ["--profile", "gpu", SCORE[0], *SCORE[1]],
             "unknown profile 'gpu' in ray_config.yaml: there are: gpu-cluster",
         ),
-        ([SCORE[0], *SCORE[1], "--sede", "1"], "unknown flag '--sede' in jobs/score.py"),
+        ([SCORE[0], *SCORE[1], "--sede", "1"], "unknown flag '--sede' in sentiment score"),
         ([SCORE[0], "--model", "/shared/bundle"], "--input is required"),
         ([SCORE[0], *SCORE[1], "--address", "http://head:8265"], "--address stands before the job's file"),
         ([SCORE[0], *SCORE[1], "--output", "runs/scored"], "--output runs/scored is relative"),
@@ -101,12 +102,12 @@ def test_how_a_job_is_stopped_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_a_mistake_is_one_line_and_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [word for words in argv for word in ([words] if isinstance(words, str) else words)]
-    assert submit.main(argv) == 2
+    assert submission.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("submit: ")
     assert message in err
-    assert len(err.splitlines()) == 1
+    assert len(told(err).splitlines()) == 1
 
 
 def test_a_root_is_advised_where_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +117,7 @@ def test_a_root_is_advised_where_it_helps(capsys: pytest.CaptureFixture[str]) ->
         ([*bert, "/shared/b", "--mlflow"], False),
         (["jobs/demo.py"], False),
     ):
-        assert submit.main(argv) == 2
+        assert submission.main(argv) == 2
         assert ("storage.root" in capsys.readouterr().err) == helps
 
 
@@ -146,25 +147,24 @@ def test_no_cluster_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch, caps
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set so that it is put back")
-        assert submit.main(["--address", address, SCORE[0], *SCORE[1]]) == 2
+        assert submission.main(["--address", address, SCORE[0], *SCORE[1]]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"submit: no Ray cluster at {address}")
-    assert len(err.splitlines()) == 1
+    assert told(err).startswith(f"submit: no Ray cluster at {address}")
+    assert len(told(err).splitlines()) == 1
 
 
-class Refusing:
+def refusing(error: Exception) -> type:
     """Ray's client at a head that says no."""
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    class Client:
+        def __init__(self, address: str) -> None:
+            if isinstance(error, AuthenticationError):
+                raise error
 
-    def __call__(self, address: str) -> Refusing:
-        if isinstance(self.error, AuthenticationError):
-            raise self.error
-        return self
+        def submit_job(self, **_: object) -> str:
+            raise error
 
-    def submit_job(self, **_: object) -> str:
-        raise self.error
+    return Client
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_what_the_cluster_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Refusing(error))
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", refusing(error))
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("x")
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
@@ -202,17 +202,17 @@ def test_what_the_cluster_refuses_is_one_line(
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value.replace("HERE", str(tmp_path)))
-    assert submit.main(["--address", "http://head:8265", SCORE[0], *SCORE[1]]) == 2
+    assert submission.main(["--address", "http://head:8265", SCORE[0], *SCORE[1]]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
-    assert len(err.splitlines()) == 1
+    assert len(told(err).splitlines()) == 1
 
 
 def test_help_of_the_submission_and_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        submit.main(["--help"])
+        submission.main(["--help"])
     assert "--submission-id" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="0"):
-        submit.main(["jobs/score.py", "--help"])
+        submission.main(["jobs/score.py", "--help"])
     assert "--rows-per-file" in capsys.readouterr().out

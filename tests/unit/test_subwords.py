@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from sentiment.models.bag import BagClassifier
-from sentiment.models.head import WordEmbedding
+from sentiment.models.layers import SubwordEmbedding, WordEmbedding
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.models.subwords import SubwordEmbedding
 
 WIDTH = 8
 UNK, PAD = 0, 1

@@ -16,10 +16,18 @@ import pytest
 import torch
 from torch import nn
 
-from sentiment.corpora.synthetic import BAD_REASONS, Tweet, tweets, write_archive, write_sentiment140
-from sentiment.corpora.wording import FRAMES, LIMIT_CHARS, POLAR
+from sentiment.data.synthetic import (
+    BAD_REASONS,
+    FRAMES,
+    LIMIT_CHARS,
+    POLAR,
+    Tweet,
+    tweets,
+    write_archive,
+    write_sentiment140,
+)
 from sentiment.errors import ConfigError, DataError
-from sentiment.text import normalise
+from sentiment.text import normalize
 
 ROWS = 24_000
 
@@ -93,8 +101,8 @@ def test_labels_are_balanced(corpus: list[Tweet]) -> None:
 
 
 def test_duplicates_are_rare(corpus: list[Tweet]) -> None:
-    # Normalised, because that is what splits go by.
-    assert len({normalise(t.text).casefold() for t in corpus}) > 0.99 * ROWS
+    # Normalized, because that is what splits go by.
+    assert len({normalize(t.text).casefold() for t in corpus}) > 0.99 * ROWS
 
 
 def test_lengths_are_those_of_tweets(corpus: list[Tweet]) -> None:
@@ -154,7 +162,7 @@ def test_bag_of_words_stays_far_below_the_bound(corpus: list[Tweet]) -> None:
 
 def bag_of_words_accuracy(train: list[Tweet], held_out: list[Tweet]) -> float:
     """Accuracy of a logistic regression on word counts, every token included ("not" and "but" too)."""
-    bags = [re.findall(r"<?\w[\w']*>?|[^\w\s]+", normalise(t.text).lower()) for t in [*train, *held_out]]
+    bags = [re.findall(r"<?\w[\w']*>?|[^\w\s]+", normalize(t.text).lower()) for t in [*train, *held_out]]
     index = {word: i for i, word in enumerate(sorted(set(itertools.chain.from_iterable(bags[: len(train)]))))}
     known = [[index[word] for word in bag if word in index] for bag in bags]
     labels = torch.tensor([float(t.shown_label) for t in [*train, *held_out]])

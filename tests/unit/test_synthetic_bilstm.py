@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from sentiment.batching import Examples, LengthBucketedBatches
-from sentiment.corpora.synthetic import Tweet, tweets
+from sentiment.data.synthetic import Tweet, tweets
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.optimisation import Optimisation
-from sentiment.text import normalise
+from sentiment.text import normalize
 from sentiment.tokenizers import WordTokenizer
-from sentiment.training import fit
+from sentiment.training.loop import fit
+from sentiment.training.recipes import OptimizerConfig
 
 TRAIN_ROWS, HELD_OUT_ROWS = 12_000, 4_000
 
 
 def encoded(some: list[Tweet], tokenizer: WordTokenizer) -> Examples:
-    rows = tokenizer.encode([normalise(tweet.text) for tweet in some])
+    rows = tokenizer.encode([normalize(tweet.text) for tweet in some])
     return Examples(
         ids=np.fromiter(itertools.chain.from_iterable(rows), np.int32),
         offsets=np.cumsum([0, *map(len, rows)], dtype=np.int64),
@@ -36,21 +36,14 @@ def test_a_small_bilstm_comes_within_three_points_of_the_bound() -> None:
     torch.set_num_threads(1)
     corpus = list(tweets(TRAIN_ROWS + HELD_OUT_ROWS))
     train, held_out = corpus[:TRAIN_ROWS], corpus[TRAIN_ROWS:]
-    tokenizer = WordTokenizer.train((normalise(tweet.text) for tweet in train), min_frequency=2)
+    tokenizer = WordTokenizer.train((normalize(tweet.text) for tweet in train), min_frequency=2)
     torch.manual_seed(1)
     final = fit(
         RecurrentClassifier(tokenizer.vocabulary_size, 50, 48, 1, True, 0.1, embedding_std=0.3),
         LengthBucketedBatches(encoded(train, tokenizer), batch_size=64, pad_id=1, max_length=64),
         LengthBucketedBatches(encoded(held_out, tokenizer), batch_size=256, pad_id=1, max_length=64, shuffle=False),
-        Optimisation(
-            epochs=3,
-            learning_rate=1e-2,
-            schedule="one-cycle",
-            warmup_share=0.1,
-            weight_decay=0.0,
-            clip_norm=1.0,
-            seed=1,
-        ),
+        OptimizerConfig(epochs=3, learning_rate=1e-2, schedule="one-cycle"),
+        seed=1,
         device=torch.device("cpu"),
         precision="float32",
     )

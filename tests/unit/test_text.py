@@ -1,4 +1,4 @@
-"""What the normaliser keeps and folds, that it survives any input, and that its cost grows with the length alone."""
+"""What the normalizer keeps and folds, that it survives any input, and that its cost grows with the length alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentiment.text import fingerprint, normalise, split_of
+from sentiment.text import fingerprint, normalize, split_of
 
 EXAMPLES = [
     # HTML
@@ -70,12 +70,12 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("raw", "expected"), EXAMPLES)
 def test_example(raw: str, expected: str) -> None:
-    assert normalise(raw) == expected
+    assert normalize(raw) == expected
 
 
 @pytest.mark.parametrize(("raw", "expected"), EXAMPLES)
 def test_a_second_pass_changes_nothing(raw: str, expected: str) -> None:
-    assert normalise(expected) == expected
+    assert normalize(expected) == expected
 
 
 # Letters of every plane, the pieces that the rules look for, and what breaks careless code.
@@ -105,7 +105,7 @@ ANY_TEXT = st.one_of(st.text(st.characters()), st.lists(PIECES | st.text(st.char
 @settings(deadline=None)  # the machine may be busy; time is tested below
 @given(ANY_TEXT)
 def test_any_text_comes_out_clean(text: str) -> None:
-    result = normalise(text)
+    result = normalize(text)
     result.encode("utf-8")
     assert result == " ".join(result.split())
     assert not [c for c in result if c != "\u200d" and unicodedata.category(c) in ("Cc", "Cf", "Cs")]
@@ -118,20 +118,20 @@ def test_negation_survives(text: str, negation: str) -> None:
     # Latin-1 text cannot hold ’, so a C1 control beside it is no mojibake; see `_mend_encoding`.
     plain = "".join(c for c in text if not 0x80 <= ord(c) < 0x100)
     expected = negation.replace("’", "'").replace("`", "'").replace("\x92", "'").replace("&#39;", "'")
-    assert expected in normalise(f"{plain} {negation} good").split(" ")
+    assert expected in normalize(f"{plain} {negation} good").split(" ")
 
 
 @settings(deadline=None)
 @given(ANY_TEXT)
 def test_white_space_and_case_share_a_fingerprint(text: str) -> None:
-    result = normalise(text)
-    assert fingerprint(normalise(f"  {result.replace(' ', chr(10) + ' ')}\t")) == fingerprint(normalise(result))
+    result = normalize(text)
+    assert fingerprint(normalize(f"  {result.replace(' ', chr(10) + ' ')}\t")) == fingerprint(normalize(result))
     assert fingerprint(result) == fingerprint(result.casefold())
 
 
 def test_every_control_and_format_character_goes() -> None:
     wanted = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) in ("Cc", "Cf", "Cs")]
-    assert not [c for c in wanted if {unicodedata.category(x) for x in normalise(f"a{c}b")} & {"Cc", "Cf", "Cs"}]
+    assert not [c for c in wanted if {unicodedata.category(x) for x in normalize(f"a{c}b")} & {"Cc", "Cf", "Cs"}]
 
 
 def test_no_combining_mark_is_a_word_character() -> None:
@@ -159,7 +159,7 @@ def _growth(unit: str) -> float:
         times = []
         for _ in range(3):
             start = time.process_time()
-            normalise(text)
+            normalize(text)
             times.append(time.process_time() - start)
         return min(times)
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from job_runs import wait_for
 
-from jobs import tracking
-from jobs.tracking import check_tracking, tracked
-from sentiment.corpora.folder import Folder
 from sentiment.errors import ConfigError
-from sentiment.recipes import get_recipe
+from sentiment.observability import mlflow
+from sentiment.observability.mlflow import Tracker, check_tracking
 from sentiment.settings import TrainSettings
+from sentiment.storage.output_directory import OutputDirectory
+from sentiment.training.recipes import get_recipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,8 +60,12 @@ class Training:
         (self.output / "metrics.json").write_text(json.dumps(RESULT))
         (self.output / "curve.png").write_bytes(b"\x89PNG a curve")
 
+    def tracked(self) -> Tracker:
+        return Tracker(self.settings, RECIPE, OutputDirectory(str(self.output)))
+
     def finish(self) -> None:
-        with tracked(self.settings, RECIPE, Folder(str(self.output))):
+        with self.tracked() as tracker:
+            tracker.start()
             self.write_epochs(3)
             self.write_result()
 
@@ -149,12 +152,14 @@ def test_the_commit_is_a_tag(training: Training, client: MlflowClient) -> None:
 
 
 def test_a_run_that_goes_on_is_one_run(training: Training, client: MlflowClient) -> None:
-    with pytest.raises(RuntimeError, match="lost"), tracked(training.settings, RECIPE, Folder(str(training.output))):
+    with pytest.raises(RuntimeError, match="lost"), training.tracked() as tracker:
+        tracker.start()
         training.write_epochs(1)
         raise RuntimeError("lost")
     run_id = training.run_id
     assert client.get_run(run_id).info.status == "FAILED"
-    with pytest.raises(KeyboardInterrupt), tracked(training.settings, RECIPE, Folder(str(training.output))):
+    with pytest.raises(KeyboardInterrupt), training.tracked() as tracker:
+        tracker.start()
         training.write_epochs(2)
         raise KeyboardInterrupt
     assert client.get_run(run_id).info.status == "KILLED"
@@ -167,18 +172,24 @@ def test_a_run_that_goes_on_is_one_run(training: Training, client: MlflowClient)
     assert_complete(client, run_id)
 
 
-def test_epochs_are_logged_while_it_trains(
-    training: Training, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "_LOOK_S", 0.01)
-    with tracked(training.settings, RECIPE, Folder(str(training.output))):
+def test_epochs_are_logged_while_it_trains(training: Training, client: MlflowClient) -> None:
+    with training.tracked() as tracker:
+        tracker.start()
+        assert client.get_run(training.run_id).data.params["recipe"] == "tweets"
         training.write_epochs(1)
-        wait_for("the run", (training.output / "mlflow.json").exists)
-        wait_for("the epoch", lambda: client.get_run(training.run_id).data.metrics.get("epoch") == 1)
+        tracker.log_epochs(1)
+        assert client.get_run(training.run_id).data.metrics["epoch"] == 1
         assert client.get_run(training.run_id).info.status == "RUNNING"
         training.write_epochs(3)
         training.write_result()
     assert_complete(client, training.run_id)
+
+
+def test_a_run_that_never_began_leaves_nothing(training: Training) -> None:
+    """It was refused before it took the folder."""
+    with pytest.raises(ConfigError), training.tracked():
+        raise ConfigError("another run is at it")
+    assert list(training.output.iterdir()) == []
 
 
 def test_a_run_that_is_gone_is_logged_anew(training: Training, client: MlflowClient) -> None:
@@ -194,18 +205,20 @@ def test_a_run_that_is_gone_is_logged_anew(training: Training, client: MlflowCli
 
 
 def test_what_a_server_missed_is_logged_later(
-    training: Training, client: MlflowClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    training: Training,
+    client: MlflowClient,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "_LOOK_S", 0.01)
     with socket.socket() as nobody:  # Bound, but it doesn't listen.
         nobody.bind(("127.0.0.1", 0))
         away = dataclasses.replace(training, target=f"http://127.0.0.1:{nobody.getsockname()[1]}")
         check_tracking(away.settings)
         away.finish()
-    stdout, stderr = capfd.readouterr()
-    assert stdout == ""
-    (line,) = stderr.splitlines()
+    assert capfd.readouterr() == ("", "")
+    (line,) = caplog.messages
     assert line.startswith("MLflow can't be reached (")
     assert not (training.output / "mlflow.json").exists()
     training.finish()
@@ -220,14 +233,15 @@ def test_nothing_is_printed_or_reported(made: Store) -> None:
 def test_without_the_flag_nothing_is_done(training: Training) -> None:
     settings = training.settings.model_copy(update={"mlflow": None})
     check_tracking(settings)
-    with tracked(settings, RECIPE, Folder(str(training.output))):
-        pass
+    with Tracker(settings, RECIPE, OutputDirectory(str(training.output))) as tracker:
+        tracker.start()
+        tracker.log_epochs(1)
     assert list(training.output.iterdir()) == []
 
 
 def test_missing_packages_are_named_with_the_command(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"mlflow"}
-    monkeypatch.setattr(tracking, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(mlflow, "find_spec", lambda name: name if name in there else None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[tracking\]'"):
         check_tracking(training.settings)
     server = training.settings.model_copy(update={"mlflow": "http://tracking:5000"})

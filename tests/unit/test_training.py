@@ -5,7 +5,6 @@ The model is small and dropout is on wherever randomness has to be repeated.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import itertools
 import json
@@ -20,30 +19,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from jobs.training_run import Place, ready
 from sentiment.batching import Examples, LengthBucketedBatches
-from sentiment.checkpoint import Checkpoint
 from sentiment.errors import ConfigError, DataError
 from sentiment.models.rnn import RecurrentClassifier
-from sentiment.optimisation import Optimisation, learning_rate_at
-from sentiment.training import Hooks, evaluate, fit
+from sentiment.training.checkpoint import Checkpoint
+from sentiment.training.loop import Hooks, evaluate, fit, learning_rate_at
+from sentiment.training.recipes import OptimizerConfig
+from sentiment.training.run import Rank, load_on_all_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 NEGATIVE_TOKEN, POSITIVE_TOKEN, VOCABULARY = 2, 3, 20
-SETTINGS = Optimisation(
-    epochs=3, learning_rate=1e-2, schedule="one-cycle", warmup_share=0.1, weight_decay=1e-2, clip_norm=1.0, seed=3
-)
+CONFIG = OptimizerConfig(epochs=3, learning_rate=1e-2, schedule="one-cycle", weight_decay=1e-2)
+
+
+class FinetuningConfig(OptimizerConfig):
+    """The recurrent layer has a learning rate of its own."""
+
+    finetuned_prefix = "rnn."
+    rate: float = 1e-4
+
+    def peak_and_warmup(self, *, finetuned: bool) -> tuple[float, float]:
+        return (self.rate, 0.5) if finetuned else (self.learning_rate, self.warmup_share)
+
+
 # What depends on the clock.
 TIMES = ("train_s", "rows_per_s")
 FILES = ("model.safetensors", "best.safetensors", "optimizer.pt", "state.json")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(num_rows: int, seed: int = 0, learnable: bool = True) -> Examples:
@@ -64,7 +67,7 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     shuffle: bool = True,
-    pass_tokens: int | None = None,
+    max_micro_batch_tokens: int | None = None,
 ) -> LengthBucketedBatches:
     return LengthBucketedBatches(
         examples,
@@ -75,7 +78,7 @@ def batches(
         seed=3,
         rank=rank,
         world_size=world_size,
-        pass_tokens=pass_tokens,
+        max_micro_batch_tokens=max_micro_batch_tokens,
     )
 
 
@@ -85,10 +88,10 @@ def model(seed: int = 0, dropout: float = 0.3, word_dropout: float = 0.1) -> Rec
 
 
 def run(
-    train: Examples, validation: Examples, *, settings: Optimisation = SETTINGS, seed: int = 0, **more: Any
+    train: Examples, validation: Examples, *, config: OptimizerConfig = CONFIG, seed: int = 0, **more: Any
 ) -> Checkpoint:
     data = batches(train), batches(validation, shuffle=False)
-    return fit(model(seed), *data, settings, device=CPU, precision="float32", **more)
+    return fit(model(seed), *data, config, seed=3, device=CPU, precision="float32", **more)
 
 
 def assert_same_weights(one: dict[str, Tensor] | None, other: dict[str, Tensor] | None, atol: float) -> None:
@@ -111,8 +114,8 @@ def assert_same_history(one: Checkpoint, other: Checkpoint, tolerance: float) ->
 
 
 def test_it_learns_what_can_be_learnt() -> None:
-    settings = dataclasses.replace(SETTINGS, epochs=5, learning_rate=2e-2)
-    final = run(rows(600), rows(200, seed=1), settings=settings)
+    config = CONFIG.model_copy(update={"epochs": 5, "learning_rate": 2e-2})
+    final = run(rows(600), rows(200, seed=1), config=config)
     history = final.progress.history
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5]
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
@@ -153,9 +156,9 @@ def test_the_best_weights_have_the_figures_that_were_told() -> None:
 def test_train_figures_are_over_every_row() -> None:
     """The last batch is smaller, so a mean of batch means would be off. No dropout, no step: fresh weights' loss."""
     train = rows(70)
-    settings = dataclasses.replace(SETTINGS, epochs=1, learning_rate=1e-12, schedule="constant", weight_decay=0.0)
+    config = OptimizerConfig(epochs=1, learning_rate=1e-12)
     data = batches(train), batches(train, shuffle=False)
-    final = fit(model(dropout=0.0, word_dropout=0.0), *data, settings, device=CPU, precision="float32")
+    final = fit(model(dropout=0.0, word_dropout=0.0), *data, config, seed=3, device=CPU, precision="float32")
     line = final.progress.history[0]
     # Float32 sums of one row in batches of other shapes.
     assert line["train_loss"] == pytest.approx(line["validation_loss"], abs=1e-6)
@@ -178,8 +181,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, P
 
 def run_with_checkpoints(**more: Any) -> Checkpoint:
     """210 rows are 7 steps an epoch: checkpoints after 3, 6 and 7. The validation labels make epoch 1 or 2 the best."""
-    settings = dataclasses.replace(SETTINGS, checkpoint_steps=3)
-    return run(rows(210), rows(80, seed=1, learnable=False), settings=settings, **more)
+    return run(rows(210), rows(80, seed=1, learnable=False), checkpoint_steps=3, **more)
 
 
 def test_checkpoints_come_when_they_were_asked_for(undisturbed: tuple[Checkpoint, Path]) -> None:
@@ -253,23 +255,22 @@ def test_loss_that_is_no_number() -> None:
     with torch.no_grad():
         broken.fc.bias.fill_(float("nan"))
     with pytest.raises(ConfigError, match=r"no longer finite in epoch 1 .*--learning-rate"):
-        fit(broken, *data, SETTINGS, device=CPU, precision="float32")
+        fit(broken, *data, CONFIG, seed=3, device=CPU, precision="float32")
 
 
-@pytest.mark.parametrize("pass_tokens", [1, 40, 100_000])
-def test_a_step_in_several_passes_is_the_same_step(pass_tokens: int) -> None:
+@pytest.mark.parametrize("max_tokens", [1, 40, 100_000])
+def test_accumulated_gradients_make_the_same_step(max_tokens: int) -> None:
     """Down to one row a pass; sums of gradients in another order, which Adam divides by their own size."""
     plain = model(dropout=0.0, word_dropout=0.0), batches(rows(100))
-    parted = model(dropout=0.0, word_dropout=0.0), batches(rows(100), pass_tokens=pass_tokens)
+    parted = model(dropout=0.0, word_dropout=0.0), batches(rows(100), max_micro_batch_tokens=max_tokens)
     most = max(batch.inputs_BT.numel() for batch in parted[1].epoch(0))
-    assert most <= max(pass_tokens, 12)
+    assert most <= max(max_tokens, 12)
     assert sum(batch.ends_step for batch in parted[1].epoch(0)) == len(parted[1]) == len(plain[1])
     steps: list[int] = []
     hooks = Hooks(on_step=lambda epoch, step, of: steps.append(step))
+    validation = batches(rows(30, seed=1), shuffle=False)
     finals = [
-        fit(
-            made, data, batches(rows(30, seed=1), shuffle=False), SETTINGS, device=CPU, precision="float32", hooks=hooks
-        )
+        fit(made, data, validation, CONFIG, seed=3, device=CPU, precision="float32", hooks=hooks)
         for made, data in (plain, parted)
     ]
     assert steps == [1, 2, 3, 4] * 3 * 2
@@ -278,17 +279,17 @@ def test_a_step_in_several_passes_is_the_same_step(pass_tokens: int) -> None:
 
 
 def test_finetuned_weights_follow_a_rate_of_their_own() -> None:
-    settings = dataclasses.replace(SETTINGS, finetuned="rnn.", finetuned_learning_rate=1e-4, finetuned_warmup_share=0.5)
-    rates = [learning_rate_at(step, 100, settings, finetuned=True) for step in range(100)]
+    config = FinetuningConfig(**CONFIG.model_dump())
+    rates = [learning_rate_at(step, 100, config, finetuned=True) for step in range(100)]
     assert rates[:50] == pytest.approx([1e-4 * (step + 1) / 50 for step in range(50)])
     assert rates[50:] == sorted(rates[50:], reverse=True)
-    constant = dataclasses.replace(settings, schedule="constant")
+    constant = config.model_copy(update={"schedule": "constant"})
     rates = [learning_rate_at(step, 100, constant, finetuned=True) for step in range(100)]
     assert rates[:50] == pytest.approx([1e-4 * (step + 1) / 50 for step in range(50)])
     assert set(rates[50:]) == {1e-4}
     # A rate that moves nothing, to see which weights it is for.
-    still = dataclasses.replace(settings, finetuned_learning_rate=1e-30, weight_decay=0.0)
-    final, fresh = run(rows(64), rows(20, seed=1), settings=still), model().state_dict()
+    still = config.model_copy(update={"rate": 1e-30, "weight_decay": 0.0})
+    final, fresh = run(rows(64), rows(20, seed=1), config=still), model().state_dict()
     moved = {name.split(".")[0] for name, weight in final.weights.items() if not torch.equal(weight, fresh[name])}
     assert moved == {"embedding", "fc"}
 
@@ -297,28 +298,28 @@ def test_gradients_are_clipped() -> None:
     """SGD on a clipped gradient moves by at most learning rate × norm; AdamW's first step hides it, so look inside."""
     norms: list[float] = []
     watched = model()
-    settings = dataclasses.replace(SETTINGS, epochs=1, clip_norm=1e-3)
+    config = CONFIG.model_copy(update={"epochs": 1, "clip_norm": 1e-3})
 
     def note(*_: object) -> None:
         grads = [weight.grad for weight in watched.parameters() if weight.grad is not None]
         norms.append(float(torch.linalg.vector_norm(torch.stack([grad.norm() for grad in grads]))))
 
     hooks = Hooks(on_step=note)
-    fit(watched, batches(rows(64)), batches(rows(20)), settings, device=CPU, precision="float32", hooks=hooks)
+    fit(watched, batches(rows(64)), batches(rows(20)), config, seed=3, device=CPU, precision="float32", hooks=hooks)
     assert norms
     assert max(norms) <= 1e-3 * (1 + 1e-5)
 
 
 def test_constant_learning_rate() -> None:
-    settings = dataclasses.replace(SETTINGS, schedule="constant")
-    assert {learning_rate_at(step, 100, settings) for step in range(100)} == {1e-2}
+    config = CONFIG.model_copy(update={"schedule": "constant"})
+    assert {learning_rate_at(step, 100, config) for step in range(100)} == {1e-2}
 
 
 @pytest.mark.parametrize("total", [10, 100, 1234])
 def test_one_cycle_rises_in_a_line_and_falls_like_a_cosine(total: int) -> None:
-    rates = [learning_rate_at(step, total, SETTINGS) for step in range(total)]
+    rates = [learning_rate_at(step, total, CONFIG) for step in range(total)]
     peak = round(total * 0.1) - 1
-    assert max(rates) == pytest.approx(SETTINGS.learning_rate)
+    assert max(rates) == pytest.approx(CONFIG.learning_rate)
     assert rates[: peak + 1] == pytest.approx([1e-2 * (step + 1) / (peak + 1) for step in range(peak + 1)])
     assert all(before >= after for before, after in itertools.pairwise(rates[peak:]))
     assert 0.01 * 1e-2 < rates[-1] < 0.05 * 1e-2
@@ -329,9 +330,9 @@ def test_one_cycle_rises_in_a_line_and_falls_like_a_cosine(total: int) -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_one_cycle_of_few_steps_moves_at_all(total: int) -> None:
-    settings = dataclasses.replace(SETTINGS, warmup_share=0.0)
-    assert all(0 < learning_rate_at(step, total, settings) <= 1e-2 for step in range(total))
-    assert learning_rate_at(0, total, settings) == 1e-2
+    config = CONFIG.model_copy(update={"warmup_share": 0.0})
+    assert all(0 < learning_rate_at(step, total, config) <= 1e-2 for step in range(total))
+    assert learning_rate_at(0, total, config) == 1e-2
 
 
 # 200 rows: every batch splits evenly but the last, of 8. 201: its 9 are 5 and 4. 193: its single row leaves rank 1 a
@@ -353,13 +354,14 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
 
     def go(num_rows: int, seed: int, **more: Any) -> Checkpoint:
         data = (
-            # Two ranks take their steps in passes of a few rows, not equally many; one process takes them whole.
-            batches(rows(num_rows), rank, world_size, pass_tokens=50 if world_size > 1 else None),
+            # Two ranks take their steps in several micro-batches, not equally many; one process takes them whole.
+            batches(rows(num_rows), rank, world_size, max_micro_batch_tokens=50 if world_size > 1 else None),
             batches(rows(51, seed=1), rank, world_size, shuffle=False),
         )
         fresh = model(seed, dropout=0.0, word_dropout=0.0)
-        settings = dataclasses.replace(SETTINGS, epochs=2, checkpoint_steps=3)
-        return fit(fresh, *data, settings, device=CPU, precision="float32", **more)
+        config = CONFIG.model_copy(update={"epochs": 2})
+        how: dict[str, Any] = {"device": CPU, "precision": "float32", "checkpoint_steps": 3}
+        return fit(fresh, *data, config, seed=3, **how, **more)
 
     for num_rows in RANK_CASES:
         stopped = Path(folder) / f"{num_rows}-stopped-{world_size}-{rank}"
@@ -392,13 +394,13 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
 def what_is_told(rank: int, data: str, mistake: bool) -> str:
     """What a rank says whose run can't begin, maybe only on the other one."""
 
-    def set_up(place: Place) -> Any:
+    def load(rank: Rank) -> None:
         if mistake:
             raise DataError("no features on this node")
 
-    run: Any = SimpleNamespace(data=data, set_up=set_up)
+    run: Any = SimpleNamespace(data=data, load=load)
     try:
-        ready(run, Place(rank, 2, CPU), lambda: None)
+        load_on_all_ranks(run, Rank(rank, 2, CPU), lambda: None)
     except DataError as error:
         return str(error)
     return ""

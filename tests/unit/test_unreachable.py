@@ -16,9 +16,9 @@ import pytest
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from sentiment.corpora.files import pieces_of
-from sentiment.corpora.planning import plan
-from sentiment.corpora.streams import UnreachableError
+from sentiment.data.byte_stream import UnreachableError
+from sentiment.data.formats import batches_of
+from sentiment.data.read_plan import plan
 from sentiment.errors import DataError
 
 ROWS = 50_000
@@ -55,7 +55,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> None:
 def build_all(paths: list[str]) -> int:
     reads = plan(paths)
     SlowStore.limit = 300_000
-    return sum(piece.build().num_rows for piece in pieces_of(reads.files, reads))
+    return sum(piece.build().num_rows for piece in batches_of(reads))
 
 
 def contents() -> dict[str, bytes]:
@@ -142,10 +142,10 @@ def test_a_web_server_that_is_down_for_a_while(name: str) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{name}"
         reads = plan([url])
-        assert sum(piece.build().num_rows for piece in pieces_of(reads.files, reads)) == ROWS
+        assert sum(piece.build().num_rows for piece in batches_of(reads)) == ROWS
         server.is_down = True
         with pytest.raises(UnreachableError, match=r"can't be read now: .*503"):
-            [piece.build() for piece in pieces_of(reads.files, reads)]
+            [piece.build() for piece in batches_of(reads)]
         server.shutdown()
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
     reads = plan([str(tmp_path)])
     (tmp_path / name).unlink()
     with pytest.raises(UnreachableError, match=f"{name}.*No such file"):
-        [piece.build() for piece in pieces_of(reads.files, reads)]
+        [piece.build() for piece in batches_of(reads)]
 
 
 def test_a_store_that_is_away_while_planning() -> None:
@@ -164,3 +164,28 @@ def test_a_store_that_is_away_while_planning() -> None:
     SlowStore.limit = 0
     with pytest.raises(DataError, match=r"can't be read now: .*timed out; mend that, or leave the file out"):
         plan(["slowstore://bucket/b.jsonl"])
+
+
+@pytest.mark.parametrize("pattern", ["tweets.csv", "*.csv"])
+def test_a_web_server_that_is_not_there(pattern: str) -> None:
+    """fsspec says of it that there is no such file."""
+    host = "127.0.0.1:1"  # nobody listens there
+    with pytest.raises(DataError, match=rf"^http://{host}/.*: can't reach {host} \(.*\); check the"):
+        plan([f"http://{host}/{pattern}"])
+
+
+def test_a_web_server_that_refuses_or_has_no_such_file() -> None:
+    with Hiccups(b"") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        server.is_down = True
+        with pytest.raises(DataError, match=r"can't reach .*503"):
+            plan([f"{url}/a.csv"])
+        server.shutdown()
+
+
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = "http://127.0.0.1:1"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    with pytest.raises(DataError, match=rf"^hf://datasets/demo/none/a.parquet: can't reach {hub} \(ConnectError"):
+        plan(["hf://datasets/demo/none/a.parquet"])

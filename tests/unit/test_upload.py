@@ -13,7 +13,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
 ROOT = Path(__file__).parents[2]
-CODE = ("jobs", "sentiment", "serve_app")
+CODE = ("benchmarks/reproduction", "jobs", "sentiment", "serve_app")
 MOST_BYTES = 2_000_000
 MEBIBYTE = bytes(1 << 20)
 
@@ -43,7 +43,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "env/bin/ray",
         ),
         *("training.1600000.processed.noemoticon.csv", "glove.6B.50d.txt", ".mypy_cache/3.11/jobs/score.data.json"),
-        *("jobs/__pycache__/score.cpython-311.pyc", "sentiment/corpora/__pycache__/plan.cpython-311.pyc", ".env"),
+        *("jobs/__pycache__/score.cpython-311.pyc", "sentiment/data/__pycache__/plan.cpython-311.pyc", ".env"),
     )
     for name in lying_about:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from sentiment.errors import ConfigError, DataError
-from sentiment.vectors.bias import bias_probe
 from sentiment.vectors.loading import load_vectors
-from sentiment.vectors.space import Metric, PretrainedVectors
+from sentiment.vectors.space import Metric, PretrainedVectors, bias_probe
 
 GLOVE = Path(__file__).parents[3] / "shared/data/glove/glove.6B.50d.10k.txt"
 
@@ -87,9 +86,9 @@ def test_nearest_agrees_with_plain_numpy(random_vectors: PretrainedVectors, metr
         order = np.argsort(-cosine_W if metric == "cosine" else distance_W)
         expected = [other for other in order if other != row][:20]
         found = random_vectors.nearest(f"w{row}", 20, metric)
-        assert [neighbour.word for neighbour in found] == [f"w{other}" for other in expected]
-        np.testing.assert_allclose([neighbour.cosine for neighbour in found], cosine_W[expected], atol=1e-5)
-        np.testing.assert_allclose([neighbour.distance for neighbour in found], distance_W[expected], rtol=1e-5)
+        assert [neighbor.word for neighbor in found] == [f"w{other}" for other in expected]
+        np.testing.assert_allclose([neighbor.cosine for neighbor in found], cosine_W[expected], atol=1e-5)
+        np.testing.assert_allclose([neighbor.distance for neighbor in found], distance_W[expected], rtol=1e-5)
 
 
 def test_nearest_to_a_point_keeps_the_word_that_lies_there(random_vectors: PretrainedVectors) -> None:
@@ -101,8 +100,8 @@ def test_nearest_to_a_point_keeps_the_word_that_lies_there(random_vectors: Pretr
 
 def test_nearest_leaves_out_what_it_is_told_and_returns_what_there_is() -> None:
     vectors = small(a=[1.0, 0.0], b=[0.9, 0.1], c=[0.0, 1.0], d=[-1.0, 0.0])
-    assert [neighbour.word for neighbour in vectors.nearest("A", 99)] == ["b", "c", "d"]
-    assert [neighbour.word for neighbour in vectors.nearest("a", 99, leave_out=("B", "unheard"))] == ["c", "d"]
+    assert [neighbor.word for neighbor in vectors.nearest("A", 99)] == ["b", "c", "d"]
+    assert [neighbor.word for neighbor in vectors.nearest("a", 99, leave_out=("B", "unheard"))] == ["c", "d"]
     assert vectors.nearest("a", leave_out=("b", "c", "d")) == []
 
 

@@ -1,4 +1,4 @@
-"""`python -m sentiment.vectors`: tables and JSON on stdout, one line on stderr for a mistake, help at once."""
+"""`sentiment vectors`: tables and JSON on stdout, one line on stderr for a mistake, help at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from told import told
 
 from sentiment.vectors.__main__ import main
 
@@ -39,7 +40,7 @@ def test_nearest(glove: str, capsys: pytest.CaptureFixture[str]) -> None:
         "queen  0.9037    1.4142",
         "man    0.9487    2.2361",
     ]
-    assert err == ""
+    assert told(err) == ""
 
 
 def test_answers_as_json(glove: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,9 +113,9 @@ def test_a_mistake_is_one_line(
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert len(err.splitlines()) == 1
-    assert err.startswith("python -m sentiment.vectors: ")
-    assert reason in err
+    assert len(told(err).splitlines()) == 1
+    assert told(err).startswith("vectors: ")
+    assert reason in told(err)
 
 
 def test_without_flag_and_variable_the_default_is_fetched(
@@ -138,7 +139,7 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
             cwd=ROOT,
             check=True,
         )
-        assert "python -m sentiment.vectors" in result.stdout
+        assert "sentiment vectors" in result.stdout
         assert "SENTIMENT_GLOVE" in result.stdout
         imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
         assert "sentiment.errors" in imported

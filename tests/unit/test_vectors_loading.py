@@ -18,6 +18,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchtext.vocab
+from told import told
 
 from sentiment.errors import DataError
 from sentiment.vectors.loading import default_cache, known_names, load_vectors
@@ -183,7 +184,9 @@ def test_a_name_is_downloaded_once(tmp_path: Path, site: Site, capfd: pytest.Cap
     expected = ["glove.6B.100d.txt", "glove.6B.100d.txt.pt", "glove.6B.50d.txt", "glove.6B.50d.txt.pt"]
     assert sorted(path.name for path in cache.iterdir()) == expected
     assert not any(path.is_symlink() for path in cache.iterdir())
-    assert capfd.readouterr().err == ""
+    err = capfd.readouterr().err
+    assert err.startswith("loading vectors glove.6B.50d…\n")
+    assert told(err) == "", "no bars and no log lines of torchtext"
 
 
 def test_downloads_go_to_the_default_cache(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 SHARE = 0.1
 
 
-class FlakyFileSystem(LocalFileSystem):
+class FlakyFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     """The local disk, on a bad day: half of the failures come before anything is written, half in the middle."""
 
     protocol = "flaky"

@@ -1,0 +1,308 @@
+"""What every benchmark shares: its command line, contenders that take turns, processes of their own, and result pages.
+
+A benchmark is a program with named lanes, each of which measures one thing. Its figures are kept under the lane's name
+in one JSON file, beside a Markdown page that is generated from that file; lanes that aren't run keep their figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import IO, Any, Self
+
+import psutil
+import pyarrow.dataset
+
+from sentiment.data.manifest import machine, machine_line
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+CORES = len(os.sched_getaffinity(0))
+Figures = dict[str, Any]
+# Contender → its figures, one entry for each turn.
+Turns = dict[str, list[Figures]]
+# Measures, and yields each result's key in the JSON file with its figures. Gets the arguments and a scratch folder.
+Lane = Callable[[argparse.Namespace, Path], Iterator[tuple[str, Figures]]]
+
+# Percent of the CPUs that other processes may use before a lane begins; with more, program and page say so.
+MAX_BUSY_PERCENT = 5.0
+POLL_S, SAMPLE_S = 0.05, 0.5
+# Time for a session's first process to end after SIGTERM (replicas behind HAProxy drain for 30 s), and for the others.
+DRAIN_S, GRACE_S = 60.0, 30.0
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
+
+
+def parser_of(doc: str | None, lanes: Sequence[str]) -> argparse.ArgumentParser:
+    """Make the command line that all benchmarks have; `doc` says what the program measures, with examples."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lane", choices=[*lanes, "page"], help="what to measure; page: only write the page again")
+    parser.add_argument("--model", type=absolute, help="bundle of the model that is measured")
+    parser.add_argument("--input", type=absolute, help="Parquet, csv or JSON lines file of real texts, column `text`")
+    parser.add_argument("--rows", type=int, help="rows to measure with")
+    parser.add_argument("--repeats", type=int, default=3, help="times that each contender is measured (3)")
+    parser.add_argument("--results", type=absolute, default=RESULTS, help="folder of the JSON file and the page")
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    name: str,
+    lanes: Mapping[str, Lane],
+    page: Callable[[Figures], str],
+    *,
+    packages: Sequence[str],
+    needs: Sequence[str] = ("model", "input"),
+) -> None:
+    """Measure a lane, keep its figures in NAME.json, and write NAME.md.
+
+    Args:
+        parser: Of `parser_of`.
+        name: Of the results.
+        lanes: Name → what measures it.
+        page: Writes the Markdown of all results so far.
+        packages: Whose versions matter.
+        needs: Arguments that every lane needs.
+    """
+    args = parser.parse_args()
+    if args.lane != "page" and (missing := [f"--{need}" for need in needs if not getattr(args, need)]):
+        parser.error(f"{args.lane} needs {' and '.join(missing)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Runs `finally`, which ends what was started.
+    args.results.mkdir(parents=True, exist_ok=True)
+    raw, markdown = args.results / f"{name}.json", args.results / f"{name}.md"
+    results: Figures = json.loads(raw.read_text()) if raw.exists() else {}
+    if args.lane != "page":
+        busy = psutil.cpu_percent(interval=2.0)
+        if busy > MAX_BUSY_PERCENT:
+            say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as scratch:
+            for key, figures in lanes[args.lane](args, Path(scratch)):
+                about = {"machine": machine(*packages) | figures.pop("versions", {}), "busy_before": busy}
+                about |= {"repeats": args.repeats, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+                results[key] = {**about, **({"input": args.input.name} if args.input else {}), **figures}
+                raw.write_text(json.dumps(results, indent=1) + "\n")
+    markdown.write_text(page(results))
+
+
+def absolute(given: str) -> Path:
+    """Contenders run from the repository's root, wherever this program was called from."""
+    return Path(given).resolve()
+
+
+def say(line: str) -> None:
+    """Tell whoever waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def texts_of(path: Path) -> list[str]:
+    """Read the texts of a Parquet, csv or JSON lines file with a column `text`."""
+    table = pyarrow.dataset.dataset(path, format=FORMATS[path.suffix]).to_table(columns=["text"])
+    return [text for text in table["text"].to_pylist() if text is not None]
+
+
+def sample_of(path: Path, rows: int) -> list[str]:
+    """Take texts at even distances, in the order of the file, so that a sample has the file's lengths."""
+    texts = texts_of(path)
+    return texts[:: max(1, len(texts) // rows)][:rows]
+
+
+def take_turns(repeats: int, contenders: Mapping[str, Callable[[], Figures]]) -> Turns:
+    """Measure every contender, again and again: what slows the machine down for a while hits all of them."""
+    turns: Turns = {name: [] for name in contenders}
+    for number in range(repeats):
+        for name, measure in contenders.items():
+            say(f"turn {number + 1} of {repeats}: {name}")
+            turns[name].append(measure())
+            say(f"  {json.dumps(turns[name][-1])}")
+    return turns
+
+
+def medians(turns: Turns, *names: str) -> dict[str, dict[str, float]]:
+    """Median of some figures over the turns, for each contender."""
+    return {one: {name: median(turn[name] for turn in found) for name in names} for one, found in turns.items()}
+
+
+def in_process(function: Callable[..., Figures], *args: Any, **kwargs: Any) -> Figures:
+    """Call a function of a benchmark in a fresh process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def rate(rows: int, seconds: float) -> Figures:
+    """Rows a second, with what it was computed from."""
+    return {"rows": rows, "elapsed_s": round(seconds, 3), "rows_per_s": round(rows / seconds, 1)}
+
+
+def job(name: str, *flags: object) -> Figures:
+    """Run jobs/NAME.py to its end, and return the JSON object that it prints."""
+    command = [sys.executable, f"jobs/{name}.py", *map(str, flags)]
+    say(f"$ {shlex.join(command[1:])}")
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    result: Figures = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@contextmanager
+def session(
+    command: Sequence[str], environment: Mapping[str, str], log: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a session of its own (`setsid`); no process of it is left after the block, whatever happens.
+
+    Args:
+        command: Its arguments.
+        environment: Its whole environment.
+        log: Where stdout and stderr go; without one stdout goes nowhere, stderr to ours.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log or subprocess.DEVNULL, stderr=log, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        # Collected before the first process ends: later nothing tells whose the ones outside the session were.
+        family = set(psutil.Process(process.pid).children(recursive=True))
+        os.kill(process.pid, signal.SIGTERM)  # A zombie doesn't mind.
+        until = time.monotonic() + DRAIN_S
+        while not has_ended(process) and time.monotonic() < until:
+            time.sleep(POLL_S)
+        _, alive = psutil.wait_procs({*family, *members(process.pid)}, timeout=GRACE_S)
+        for one in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+def has_ended(process: subprocess.Popen[bytes], *, wait: bool = False) -> bool:
+    """Tell whether a process has ended, without reaping it: while it is a zombie, nobody gets its session's id."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
+
+
+def members(session_id: int) -> list[psutil.Process]:
+    """Live processes of a session: those that a program started, whatever became of their parents."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session_id and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def name_of(process: psutil.Process) -> str:
+    """What a process is: the title that Ray gives it, or else its script or program."""
+    words = process.cmdline()
+    if words and words[0].startswith("ray::"):
+        return words[0].split(".")[0]  # The method that it runs comes behind the class.
+    script = next((Path(word).name for word in words[1:] if word.endswith(".py")), None)
+    return script if script and process.name().startswith("python") else process.name()
+
+
+class MemoryWatch:
+    """Samples the memory of processes during a `with` block; `processes` gives those that count, each time.
+
+    PSS counts a page that n processes share as 1/n in each, so the sum is what the machine has to have. RSS counts it n
+    times, USS not at all. `shared` is the part of RSS that files back, such as memory-mapped ones.
+
+    Attributes:
+        samples: Bytes of each kind, summed over the processes.
+        at_peak: PSS by name of the process when the sum was highest.
+    """
+
+    def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
+        self.samples: list[Counter[str]] = []
+        self.at_peak: Counter[str] = Counter()
+        self._processes, self._peak, self._stop = processes, -1, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def peak_mb(self, kind: str) -> int:
+        """Highest sum of a kind, MB."""
+        return round(max(sample[kind] for sample in self.samples) / 1e6)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            self._sample()
+
+    def _sample(self) -> None:
+        sums, by_name = Counter[str](), Counter[str]()
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                name, info = name_of(process), process.memory_full_info()
+                sums.update({kind: getattr(info, kind) for kind in ("pss", "uss", "rss", "shared")})
+                by_name[name] += info.pss
+        if sums["pss"] > self._peak:
+            self._peak, self.at_peak = sums["pss"], by_name
+        self.samples.append(sums)
+
+
+def target(found: float, kind: str, limit: float) -> str:
+    """A target beside what was found, rounded as the page shows it, so that no reader has to compare.
+
+    Args:
+        found: The figure.
+        kind: "at least", "at most" or "under".
+        limit: What it is held against.
+
+    Returns:
+        Such as "at least 4: met".
+    """
+    is_met = {"at least": found >= limit, "at most": found <= limit, "under": found < limit}[kind]
+    return f"{kind} {limit:g}: {'met' if is_met else '**missed**'}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in [head, ["---"] * len(head), *rows])
+
+
+def page_of(
+    name: str, title: str, about: str, results: Figures, sections: Mapping[str, tuple[str, Callable[[Figures], str]]]
+) -> str:
+    """A page: a section for each lane, with model, input, turns, machine and day of its figures.
+
+    Args:
+        name: Of the program and of its results.
+        title: Heading of the page.
+        about: What holds for all sections.
+        results: Figures of the lanes that were measured.
+        sections: Lane → heading, and what writes its figures.
+    """
+    page = f"# {title}\n\nMade with `benchmarks/{name}.py`, whose `--help` has the commands; raw numbers in "
+    page += f"[{name}.json]({name}.json). {about}\n"
+    for lane, (heading, text) in sections.items():
+        run = results.get(lane)
+        if run is None:
+            page += f"\n## {heading}\n\nNot measured yet: `python benchmarks/{name}.py {lane} …`.\n"
+            continue
+        origin = [f"Model `{run['model_id']}`"] if "model_id" in run else []
+        origin += [f"texts of {run['input']}"] if "input" in run else []
+        origin += [f"{run['repeats']} turn{'s' * (run['repeats'] != 1)}"] if "repeats" in run else []
+        origin.append(f"{'on' if origin else 'On'} {machine_line(run['machine'])}; {run['created'][:10]}.")
+        busy = run.get("busy_before", 0)
+        warning = f" **The machine was busy with other things ({busy:.0f} %).**" * (busy > MAX_BUSY_PERCENT)
+        page += f"\n## {heading}\n\n{text(run).rstrip()}\n\n{', '.join(origin)}{warning}\n"
+    return page

@@ -1,1 +1,0 @@
-"""One runnable file a job; `cli.py` says what they do alike."""

@@ -1,0 +1,1 @@
+"""What people and monitors see of running work: progress, Prometheus metrics, MLflow."""

@@ -1,0 +1,66 @@
+"""What a person sees on stderr while a command waits: a status line with the seconds that run.
+
+A person who sees nothing for five seconds thinks that it hangs; a log that gets a line every second is unreadable.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from sentiment.background import Background
+
+# What most commands wait for before they can do anything; importing them takes seconds.
+LIBRARIES = "loading PyTorch and Ray"
+# A log gets a line this often at first, and less often once the work is known to be long.
+_LINE_S, _LATER_LINE_S, _LONG_S = 3.0, 30.0, 120.0
+_REDRAW_S = 0.5
+
+
+def seconds_to_next_line(elapsed_s: float) -> float:
+    """Seconds until a log's next line of progress, for work that began `elapsed_s` ago."""
+    return _LINE_S if elapsed_s < _LONG_S else _LATER_LINE_S
+
+
+@contextmanager
+def status_line(what: str, stream: TextIO | None = None, every_s: float | None = None) -> Iterator[None]:
+    """Say what is being done for the length of a `with` block: "starting Ray…", then "starting Ray… 3 s".
+
+    A terminal has one line whose seconds run, and which is cleared at the end; a log a line at once and others later.
+
+    Args:
+        what: What is being done, without an ellipsis.
+        stream: Where to; stderr by default.
+        every_s: Seconds between lines or redraws; by default what suits the stream.
+    """
+    out = stream or sys.stderr
+    logger = logging.getLogger("sentiment")
+    if out is None or logger.level > logging.INFO:  # Closed, as by `2>&-`, or --quiet.
+        yield
+        return
+    started, is_terminal = time.monotonic(), out.isatty()
+
+    def write(line: str) -> None:
+        if logger.handlers and stream is None and not is_terminal:
+            logger.info(line)
+            return
+        if is_terminal:
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        out.write(line if is_terminal else line + "\n")
+        out.flush()
+
+    def wait_s() -> float:
+        return every_s or (_REDRAW_S if is_terminal else seconds_to_next_line(time.monotonic() - started))
+
+    write(f"{what}…")
+    try:
+        with Background("status", wait_s, lambda: write(f"{what}… {time.monotonic() - started:.0f} s")):
+            yield
+    finally:
+        if is_terminal:
+            write("")

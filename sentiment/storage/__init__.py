@@ -1,0 +1,1 @@
+"""Where files are: paths and URIs, file systems, output directories and their locks."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its checkpoints, the recipes, and Ray Train around them."""

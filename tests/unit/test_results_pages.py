@@ -1,0 +1,60 @@
+"""Pages of results follow from the raw numbers beside them, and say themselves which targets were missed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import target
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+PROGRAMS = ("scoring", "serving", "hostile", "bert_gru", "main_job")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_page_follows_from_its_numbers(name: str) -> None:
+    program = importlib.import_module(f"benchmarks.{name}")
+    page = program.page(json.loads((RESULTS / f"{name}.json").read_text()))
+    assert page == (RESULTS / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["scoring", "serving"])
+def test_every_target_has_its_verdict(name: str) -> None:
+    targets = re.findall(r"\| (?:at least|at most|under) [\d.]+([^|]*) (?=\|)", (RESULTS / f"{name}.md").read_text())
+    assert targets
+    assert set(targets) <= {": met", ": **missed**"}
+
+
+def test_a_missed_target_is_marked() -> None:
+    assert (target(4, "at least", 4), target(3.9, "at least", 4)) == ("at least 4: met", "at least 4: **missed**")
+    assert (target(1.2, "at most", 1.2), target(1.3, "at most", 1.2)) == ("at most 1.2: met", "at most 1.2: **missed**")
+    assert target(10, "under", 10) == "under 10: **missed**"
+
+
+def test_the_tables_of_scale_follow_from_the_numbers(tmp_path: Path) -> None:
+    page = tmp_path / "scale.md"
+    written = (ROOT / "docs" / "scale.md").read_text()
+    page.write_text(
+        re.sub(r"(written by benchmarks/scale\.py -->\n).*?(<!-- end -->)", r"\1\2", written, flags=re.DOTALL)
+    )
+    assert page.read_text() != written
+    subprocess.run([sys.executable, "benchmarks/scale.py", "page", "--page", str(page)], cwd=ROOT, check=True)
+    assert page.read_text() == written
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, "scale", "serving_rivals"])
+def test_every_program_says_what_it_measures_with_an_example(name: str) -> None:
+    assert f"python benchmarks/{name}.py " in (importlib.import_module(f"benchmarks.{name}").__doc__ or "")
+
+
+def test_a_benchmark_answers_help_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--help"]
+    told = subprocess.run(command, cwd=tmp_path, env={}, check=True, capture_output=True, text=True).stdout
+    assert "--core-hour" in told

@@ -25,10 +25,10 @@ import ray.data
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from sentiment.errors import DataError, ResourceError, SentimentError, brief
+from sentiment.errors import ConfigError, DataError, ResourceError, SentimentError, brief
 from sentiment.observability.status import status_line
 from sentiment.settings import RaySettings
 
@@ -65,6 +65,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         settings: Address of a cluster (`RAY_ADDRESS` counts too), or sizes of the embedded Ray.
 
     Raises:
+        ConfigError: The cluster asks for a token, or refuses this one.
         ResourceError: There is no cluster at the address.
     """
     if ray.is_initialized():
@@ -85,11 +86,17 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     with nullcontext() if address else _private_environment(is_quiet=not settings.verbose) as directory:
         if address:
             _probe(address)
-            try:
-                with status_line(f"joining Ray at {address}"):
+            token = offer_token()
+            with (
+                nullcontext() if settings.verbose else _core_silenced() as stream,
+                status_line(f"joining Ray at {address}", stream),
+            ):
+                try:
                     ray.init(address=address, log_to_driver=settings.verbose, logging_level=level)
-            except (ConnectionError, ValueError) as error:
-                raise ResourceError(f"no Ray cluster at {address}: start it, or leave --address out") from error
+                except (AuthenticationError, ConnectionError, ValueError) as error:
+                    if isinstance(error, AuthenticationError) or "AuthenticationError" in str(error.__cause__):
+                        raise token_refused(address, token) from error
+                    raise ResourceError(f"no Ray cluster at {address}: start it, or leave --address out") from error
         else:
             gib = settings.object_store_gib
             with nullcontext() if settings.verbose else _core_silenced() as stream, status_line("starting Ray", stream):
@@ -110,6 +117,40 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         finally:
             with status_line("leaving Ray" if address else "stopping Ray"):
                 ray.shutdown()
+
+
+def offer_token() -> str | None:
+    """Have Ray send the token of this user: to an address that is given, it sends one only when asked to.
+
+    A cluster that wants none ignores it.
+
+    Returns:
+        Where the token is from; None if there is none.
+
+    Raises:
+        ConfigError: The file that RAY_AUTH_TOKEN_PATH names isn't there.
+    """
+    source = next((name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)), None)
+    if source == "RAY_AUTH_TOKEN_PATH" and not Path(path := os.environ[source]).is_file():
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH: no file at {path}")
+    if not source and Path("~/.ray/auth_token").expanduser().is_file():
+        source = "~/.ray/auth_token"
+    if source:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        Config.initialize("")  # Ray has read the environment already, when it was imported.
+    return source
+
+
+def token_refused(address: str, source: str | None) -> ConfigError:
+    """What to say when the cluster at an address doesn't take the token from `source` (None: there is none)."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if source and mode.lower() == "token":
+        return ConfigError(f"the cluster at {address} refuses the token of {source}: it must be the head's")
+    kept = f" (RAY_AUTH_MODE={mode} keeps back that of {source})" if source else ""
+    return ConfigError(
+        f"the cluster at {address} asks for a token{kept}: set RAY_AUTH_MODE=token, and the token by "
+        "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    )
 
 
 @contextmanager
@@ -164,7 +205,7 @@ def _probe(address: str) -> None:
 
 @contextmanager
 def _core_silenced() -> Iterator[TextIO]:
-    """Hold back what Ray's C++ core prints while it starts (its log level); printed if the start fails.
+    """Hold back what Ray's C++ core prints while it starts (its log level); printed if the start fails unexpectedly.
 
     Yields:
         The terminal or file that stderr was before.
@@ -175,9 +216,10 @@ def _core_silenced() -> Iterator[TextIO]:
         os.dup2(held.fileno(), 2)
         try:
             yield stream
-        except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
+        except BaseException as error:
+            if not isinstance(error, SentimentError):
+                held.seek(0)
+                os.write(stderr, held.read())
             raise
         finally:
             os.dup2(stderr, 2)

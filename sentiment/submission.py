@@ -165,14 +165,9 @@ def connect(address: str) -> Any:
         ConfigError: The cluster asks for a token, or refuses this one.
         ResourceError: There is no cluster.
     """
-    source = next((name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)), None)
-    if source == "RAY_AUTH_TOKEN_PATH" and not Path(path := os.environ[source]).is_file():
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH: no file at {path}")
-    if not source and Path("~/.ray/auth_token").expanduser().is_file():
-        source = "~/.ray/auth_token"
-    if source:
-        # Ray sends a token only when asked to. A cluster that wants none ignores it.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from sentiment.session import offer_token, token_refused
+
+    source = offer_token()
     # Stronger than the client's argument, and than RAY_ADDRESS, which may be another cluster's.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     from ray import job_submission
@@ -190,16 +185,7 @@ def connect(address: str) -> Any:
     try:
         return Client(address)
     except AuthenticationError:
-        mode = os.environ.get("RAY_AUTH_MODE", "")
-        if source and mode.lower() == "token":
-            raise ConfigError(
-                f"the cluster at {address} refuses the token of {source}: it must be the head's"
-            ) from None
-        kept = f" (RAY_AUTH_MODE={mode} keeps back that of {source})" if source else ""
-        raise ConfigError(
-            f"the cluster at {address} asks for a token{kept}: set RAY_AUTH_MODE=token, and the token by "
-            "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        ) from None
+        raise token_refused(address, source) from None
     except ConnectionError:
         raise ResourceError(f"no Ray cluster at {address}: start it, or give another --address") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:

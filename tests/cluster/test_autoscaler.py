@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ _COMMANDS = (
 ROWS = 300
 # What Ray Data and Ray Train do to the requests of others on a cluster that they have once worked on.
 _OTHERS_ASK_FOR_NOTHING = """
-import time, ray
+import os, time
+os.environ["RAY_AUTH_MODE"] = "token"
+import ray
 from ray.autoscaler.sdk import request_resources
 ray.init()
 print("asking", flush=True)
@@ -35,8 +38,14 @@ while True:
 
 
 @pytest.fixture
-def autoscaled(tmp_path: Path) -> Iterator[str]:
-    """The address of a head of one CPU, which may start two nodes of two."""
+def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a head of one CPU, which may start two nodes of two.
+
+    It asks for a token, as any head does where somebody has used Ray before: `ray.init()` leaves one.
+    """
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32))
     port, client, agent = free_ports(3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as looking:
         looking.connect(("192.0.2.1", 9))  # Sends nothing; nodes that are started look for the head at this address.

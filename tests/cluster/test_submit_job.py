@@ -26,9 +26,10 @@ ROWS = 40
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster's head: the address of its dashboard, its token, and the environment of those who know it."""
+    """A cluster's head: the addresses of its dashboard and its own, its token, the environment of those who know it."""
 
     address: str
+    joined_at: str
     token: str
     env: dict[str, str]
 
@@ -57,7 +58,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
     ]
     with started_head(*flags, env=env) as (process, log):
-        started = Head(address, token, env)
+        started = Head(address, f"127.0.0.1:{port}", token, env)
 
         def answer() -> Any:
             assert process.poll() is None, log.read_text()
@@ -165,6 +166,17 @@ def test_a_token_that_does_not_fit_is_one_line(
     assert (process.returncode, stdout) == (2, "")
     assert f"{head.address} {said}" in stderr
     assert len(told(stderr).splitlines()) == 1
+
+
+def test_a_job_that_joins_with_a_wrong_token_says_so(head: Head, bundle: Path, archive: Path, tmp_path: Path) -> None:
+    words = ("--model", bundle, "--input", archive, "--output", tmp_path / "out", "--address", head.joined_at)
+    with running("jobs/score.py", *words, env={**head.env, "RAY_AUTH_TOKEN": "f" * 64}) as process:
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (2, "")
+    assert told(stderr).endswith(
+        f"score: the cluster at {head.joined_at} refuses the token of RAY_AUTH_TOKEN: it must be the head's\n"
+    )
+    assert "gcs_client" not in stderr
 
 
 def test_ray_job_submit_takes_the_working_directory(head: Head, bundle: Path, archive: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pkgutil
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,27 @@ from sentiment.settings import (
     TrainBertSettings,
     TrainSettings,
 )
-from sentiment.training.recipes import (
-    BERT_RECIPES,
-    RECIPES,
-    BagRecipe,
-    BertRecipe,
-    RecurrentRecipe,
-    get_bert_recipe,
-    get_recipe,
-)
+from sentiment.training.recipes import BERT_RECIPES, RECIPES, Recipe, get_bert_recipe, get_recipe
 
 
-def _prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    with status_line(LIBRARIES):
-        from sentiment.data.prepare import prepare
-        from sentiment.session import writing_to
+def _writing(work: str, then: str = "the same command resumes the run") -> Callable[[Any, RaySettings], dict[str, Any]]:
+    """Make a job's `run` of a function, given as `module:name`, that writes to the output.
 
-    with writing_to(settings.output, "start anew with --overwrite"):
-        return prepare(settings, ray_settings)
+    `then` is what to do once an output that couldn't be written to is mended.
+    """
+
+    def run(settings: Any, ray_settings: RaySettings) -> dict[str, Any]:
+        with status_line(LIBRARIES):
+            function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(work)
+            from sentiment.session import writing_to
+
+        started = time.monotonic()
+        with writing_to(settings.output, then):
+            result = function(settings, ray_settings)
+        result.setdefault("duration_s", round(time.monotonic() - started, 1))
+        return result
+
+    return run
 
 
 def _train_lstm(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, Any]:
@@ -89,33 +92,13 @@ def _train_bert(settings: TrainBertSettings, ray_settings: RaySettings) -> dict[
     return result
 
 
-def _score(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    with status_line(LIBRARIES):
-        from sentiment.scoring.pipeline import score
-        from sentiment.session import writing_to
-
-    with writing_to(settings.output):
-        return score(settings, ray_settings)
-
-
-def _evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    with status_line(LIBRARIES):
-        from sentiment.scoring.evaluation import evaluate
-        from sentiment.session import writing_to
-
-    started = time.monotonic()
-    with writing_to(settings.output):
-        result = evaluate(settings, ray_settings)
-    return {**result, "duration_s": round(time.monotonic() - started, 1)}
-
-
 def _demo(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     from sentiment.demo import run
 
     return run(settings, ray_settings)
 
 
-def _recipe_lines(recipes: dict[str, Any]) -> str:
+def _recipe_lines(recipes: Mapping[str, Recipe]) -> str:
     return "\n".join(f"  {name:<19}{recipe.summary}" for name, recipe in recipes.items())
 
 
@@ -132,7 +115,7 @@ URIs. The output folder gets train/, validation/, test/ and rejected/ as Parquet
 last line of stdout is one JSON object; rows_in = train + validation + test + duplicates + neutral + rejected.
 """,
     PrepareSettings,
-    _prepare,
+    _writing("sentiment.data.prepare:prepare", then="start anew with --overwrite"),
 )
 
 TRAIN_LSTM: Job[TrainSettings] = Job(
@@ -149,11 +132,10 @@ Without --address it runs on an embedded Ray. The last line of stdout is one JSO
 bundle/, checkpoints/, metrics.jsonl (a line an epoch), metrics.json and curve.png.
 
 Recipes:
-{_recipe_lines({**RECIPES})}
+{_recipe_lines(RECIPES)}
 """,
     TrainSettings,
     _train_lstm,
-    overrides=(RecurrentRecipe, BagRecipe),
 )
 
 TRAIN_BERT: Job[TrainBertSettings] = Job(
@@ -173,11 +155,10 @@ The last line of stdout is one JSON object; the output folder gets bundle/, chec
 epoch), metrics.json and curve.png.
 
 Recipes:
-{_recipe_lines({**BERT_RECIPES})}
+{_recipe_lines(BERT_RECIPES)}
 """,
     TrainBertSettings,
     _train_bert,
-    overrides=(BertRecipe,),
 )
 
 SCORE = Job(
@@ -193,7 +174,7 @@ can't be scored, each with its reason) and, last, manifest.json and _SUCCESS. A 
 stopped: give the same command again. The last line of stdout is one JSON object; rows_in = rows_scored + rows_rejected.
 """,
     ScoreSettings,
-    _score,
+    _writing("sentiment.scoring.pipeline:score"),
 )
 
 EVALUATE = Job(
@@ -208,7 +189,7 @@ p_positive of each row, addressed by source_file and source_row) and rejected/ (
 last line of stdout is one JSON object.
 """,
     EvaluateSettings,
-    _evaluate,
+    _writing("sentiment.scoring.evaluation:evaluate"),
 )
 
 DEMO = Job(
@@ -235,7 +216,7 @@ COMMANDS = {
     "serve": ("serve_app.__main__:JOB.main", "serve a bundle over HTTP until Ctrl-C"),
     "submit": ("sentiment.submission:main", "run a job on a Ray cluster as if it ran here"),
     "vectors": ("sentiment.vectors.__main__:main", "ask word vectors (GloVe) about words"),
-    "config": ("sentiment.config_command:main", "show the settings in force and where each comes from"),
+    "config": ("sentiment.cli:show_config", "show the settings in force and where each comes from"),
     "demo": ("sentiment.commands:DEMO.main", "the main job from end to end, on data of its own"),
 }
 _ABOUT = """usage: sentiment COMMAND …
@@ -253,18 +234,15 @@ models is trained; otherwise lstm (recipe tweets) or bert (recipe bert-gru) does
 listed by `sentiment train lstm --help` and `sentiment train bert --help`.
 
 Recipes of lstm:
-{_recipe_lines({**RECIPES})}
+{_recipe_lines(RECIPES)}
 
 Recipes of bert:
-{_recipe_lines({**BERT_RECIPES})}
+{_recipe_lines(BERT_RECIPES)}
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer one command line of `sentiment`.
-
-    Args:
-        argv: Arguments; None: those of the process.
+    """Answer one command line of `sentiment`; `argv` is the process's if not given.
 
     Returns:
         The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for anything else.
@@ -295,13 +273,16 @@ def _refuse(name: str) -> int:
     raise unknown("command", name, COMMANDS, "sentiment")
 
 
-def train(argv: Sequence[str]) -> int:
-    """Answer `sentiment train`: by the family that is named, or else by the recipe's.
+def _refuse_family(name: str) -> int:
+    how = "; a recipe is named by --recipe" if name in (*RECIPES, *BERT_RECIPES) else ""
+    raise ConfigError(f"sentiment train is followed by lstm or bert, or by flags, not by {name!r}{how}")
 
-    Args:
-        argv: Arguments behind `train`.
-    """
-    family, flags = (argv[0], argv[1:]) if argv and argv[0] in ("lstm", "bert") else ("", argv)
+
+def train(argv: Sequence[str]) -> int:
+    """Answer `sentiment train`, by the family of models that is named, or else by the recipe's."""
+    family, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    if family not in ("", "lstm", "bert"):
+        return log.run_command("train", lambda: _refuse_family(family))
     if not family and any(word in ("-h", "--help") for word in flags):
         print(_ABOUT_TRAIN, end="")
         return 0

@@ -124,7 +124,7 @@ class Configuration:
             _refuse_secrets("storage.root", settings.root)
             return settings
         for name in settings.paths:
-            _refuse_secrets(_flag(name), getattr(settings, name))
+            _refuse_secrets(flag_of(name), getattr(settings, name))
         settings = settings.rooted(self.load(StorageSettings, {}).root)
         if isinstance(settings, DemoSettings):
             settings._config_flags = self._flags
@@ -155,12 +155,12 @@ def describe(error: ValidationError, sources: Mapping[str, str] | None = None) -
         if not problem["loc"]:
             problems.append(message)
         elif problem["type"] == "missing":
-            problems.append(f"{_flag(str(problem['loc'][0]))} is required")
+            problems.append(f"{flag_of(str(problem['loc'][0]))} is required")
         else:
             name = str(problem["loc"][0])
             source = (sources or {}).get(name)
             problems.append(
-                f"{_flag(name)}: {message}, got {problem['input']!r}" + (f" from {source}" if source else "")
+                f"{flag_of(name)}: {message}, got {problem['input']!r}" + (f" from {source}" if source else "")
             )
     return "; ".join(problems)
 
@@ -173,7 +173,8 @@ def unknown(what: str, name: str, known: Iterable[str], where: str) -> ConfigErr
     return ConfigError(f"unknown {what} {name!r} in {where}: {hint}")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The flag of a setting: `num_workers` → `--num-workers`."""
     return "--" + name.replace("_", "-")
 
 
@@ -269,6 +270,6 @@ def _environment(section: type[Section], known: set[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from sentiment.config_command import main
+    from sentiment.cli import show_config
 
-    sys.exit(main())
+    sys.exit(show_config())

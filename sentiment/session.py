@@ -288,7 +288,7 @@ def require_capacity(
 
 
 @contextmanager
-def writing_to(output: str, then: str = "the same command resumes the run") -> Iterator[None]:
+def writing_to(output: str, then: str) -> Iterator[None]:
     """Turn an OSError into a DataError that says which output can't be written to, and what to do then."""
     try:
         yield

@@ -443,10 +443,10 @@ _ABOUT = """Run a job on a Ray cluster as if it ran here.
 
 Its log comes on stderr, its JSON on stdout, its exit code is this command's, and Ctrl-C stops it.
 
-  python jobs/submit.py jobs/score.py --model /shared/bundle --input 's3://bucket/*.jsonl.gz' --output s3://bucket/scored
-  python jobs/submit.py --address http://head:8265 --profile gpu-cluster jobs/train_bert.py --output /shared/bert | jq
-  python jobs/submit.py --no-wait --submission-id tonight jobs/prepare.py --input /shared/a.csv --output /shared/a
-  python jobs/submit.py --env HF_HOME=/shared/hub jobs/train_bert.py --data /shared/imdb --output /shared/bert
+  {program} jobs/score.py --model /shared/bundle --input 's3://bucket/*.jsonl.gz' --output s3://bucket/scored
+  {program} --address http://head:8265 --profile gpu-cluster jobs/train_bert.py --output /shared/bert | jq
+  {program} --no-wait --submission-id tonight jobs/prepare.py --input /shared/a.csv --output /shared/a
+  {program} --env HF_HOME=/shared/hub jobs/train_bert.py --data /shared/imdb --output /shared/bert
 
 Flags before the job's file are for the submission, those behind it are the job's own. The code of this checkout, its
 ray_config.yaml and the SENTIMENT_… variables that are set here (but for SENTIMENT_API_KEYS) go along. Data doesn't:
@@ -455,11 +455,11 @@ or ~/.ray/auth_token. More in docs/cluster.md.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "sentiment submit") -> int:
     """Submit, follow, report; returns the job's exit code, 2 if it could not be submitted."""
     parser = Parser(
-        "jobs/submit.py",
-        _ABOUT,
+        program,
+        _ABOUT.format(program=program),
         usage="%(prog)s [--address URL] [--profile NAME] [--env NAME=VALUE] [--submission-id ID] [--no-wait] JOB …",
     )
     add = parser.add_argument

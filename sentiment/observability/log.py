@@ -73,19 +73,20 @@ def configure(command: str, *, verbose: bool = False, quiet: bool = False, as_js
         raise ConfigError(f"{VARIABLE} is text or json, got {form!r}")
 
 
-def run_command(command: str, work: Callable[[], int]) -> int:
+def run_command(command: str, work: Callable[[], int], *, as_json: bool = False) -> int:
     """Do a command's work with logging configured, and tell a user's mistake in one line.
 
     Args:
         command: Its name, which stands before that line.
         work: Returns the exit code.
+        as_json: Log JSON objects; an unexpected error is one too.
 
     Returns:
-        That, or 2 for a `SentimentError`, or 130 for Ctrl-C.
+        That, or 2 for a `SentimentError`, or 130 for Ctrl-C; 1 for an unexpected error in JSON, which is raised else.
     """
     logger = logging.getLogger("sentiment")
     try:
-        configure(command)
+        configure(command, as_json=as_json)
         return work()
     except SentimentError as error:
         logger.error("%s", error)
@@ -93,3 +94,8 @@ def run_command(command: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted")
         return 130
+    except Exception as error:
+        if not (as_json or os.environ.get(VARIABLE) == "json"):
+            raise
+        logger.exception("%s: %s", type(error).__name__, error)
+        return 1

@@ -29,7 +29,7 @@ LANES: dict[str, tuple[str, ...]] = {
     "training and scoring": ("sentiment.training", "sentiment.scoring", "sentiment.observability.mlflow"),
     "commands": (
         *("sentiment.cli", "sentiment.commands", "sentiment.demo", "sentiment.submission"),
-        *("sentiment.__main__", "sentiment.config_command", "sentiment.predict", "sentiment.api"),
+        *("sentiment.__main__", "sentiment.predict", "sentiment.api"),
     ),
     "entry points": ("jobs", "serve_app"),
 }

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from sentiment.cli import in_force
+from sentiment.cli import show_config as main
 from sentiment.config import Configuration, load
-from sentiment.config_command import in_force, main
 from sentiment.errors import ConfigError
 from sentiment.settings import (
     SECTIONS,

@@ -261,28 +261,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         command: Callable[[Sequence[str]], int] = pkgutil.resolve_name(COMMANDS[name][0])
         return command(rest)
-    return log.run_command("sentiment", lambda: _refuse(name))
-
-
-def _refuse(name: str) -> int:
     if not name:
-        raise ConfigError(f"give a command: {', '.join(COMMANDS)}; --help explains them")
-    if name.startswith("-") or not name.isidentifier():
-        # `sentiment TEXT …` once labeled texts. They may be anybody's, so messages don't repeat them.
-        raise ConfigError('texts are labeled by `sentiment predict "a text"`; --help lists the commands')
-    raise unknown("command", name, COMMANDS, "sentiment")
+        problem = ConfigError(f"give a command: {', '.join(COMMANDS)}; --help explains them")
+    elif name.isidentifier():
+        problem = unknown("command", name, COMMANDS, "sentiment")
+    else:  # `sentiment TEXT …` once labeled texts. They may be anybody's, so messages don't repeat them.
+        problem = ConfigError('texts are labeled by `sentiment predict "a text"`; --help lists the commands')
+    return _refuse("sentiment", problem)
 
 
-def _refuse_family(name: str) -> int:
-    how = "; a recipe is named by --recipe" if name in (*RECIPES, *BERT_RECIPES) else ""
-    raise ConfigError(f"sentiment train is followed by lstm or bert, or by flags, not by {name!r}{how}")
+def _refuse(command: str, problem: ConfigError) -> int:
+    def work() -> int:
+        raise problem
+
+    return log.run_command(command, work)
 
 
 def train(argv: Sequence[str]) -> int:
     """Answer `sentiment train`, by the family of models that is named, or else by the recipe's."""
     family, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     if family not in ("", "lstm", "bert"):
-        return log.run_command("train", lambda: _refuse_family(family))
+        how = "; a recipe is named by --recipe" if family in (*RECIPES, *BERT_RECIPES) else ""
+        message = f"sentiment train is followed by lstm or bert, or by flags, not by {family!r}{how}"
+        return _refuse("train", ConfigError(message))
     if not family and any(word in ("-h", "--help") for word in flags):
         print(_ABOUT_TRAIN, end="")
         return 0

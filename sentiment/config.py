@@ -68,14 +68,9 @@ class Configuration:
             self._layers.append((f"profile {chosen}", f"profile {chosen} of {path}", profiles[chosen] or {}))
 
     def layers(self, section: type[Section], recipe_fields: Iterable[str] = ()) -> list[tuple[str, dict[str, Any]]]:
-        """What each source says of a section, with today's names of renamed keys.
+        """What each source says of a section, with today's names of renamed keys; later sources win.
 
-        Args:
-            section: Which one.
-            recipe_fields: Keys that may stand in it besides its own: a recipe's fields.
-
-        Returns:
-            Name of the source and its values; later ones win.
+        `recipe_fields` are keys that may stand in it besides its own.
 
         Raises:
             ConfigError: A key or variable is unknown.
@@ -102,12 +97,9 @@ class Configuration:
         return values
 
     def load(self, section: type[S], flags: Mapping[str, Any], recipe_fields: Iterable[str] = ()) -> S:
-        """Put one section together and check it.
+        """Put one section together and check it; flags win over all layers.
 
-        Args:
-            section: Which one.
-            flags: Values from the command line; they win.
-            recipe_fields: As for `layers`; their values are collected, unchecked, in the section's field `overrides`.
+        Values of `recipe_fields` are collected, unchecked, in the section's field `overrides`.
 
         Raises:
             ConfigError: A key is unknown, a value is invalid or missing; says where it came from.
@@ -143,12 +135,7 @@ def load(
 
 
 def describe(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
-    """Say what is wrong with the first five settings, as flags.
-
-    Args:
-        error: What checking them raised.
-        sources: Setting → file, profile or variable that its value is from; empty for a flag.
-    """
+    """Say what is wrong with the first five settings, as flags, and which file, profile or variable each is from."""
     problems = []
     for problem in error.errors(include_url=False)[:5]:
         message = problem["msg"].removeprefix("Value error, ")

@@ -56,11 +56,7 @@ class Section(BaseSettings):
         return {name: field for name, field in cls.model_fields.items() if name != "overrides"}
 
     def rooted(self, root: str | None) -> Self:
-        """Copy whose relative paths begin at a folder or URI.
-
-        Args:
-            root: The folder or URI; None: paths stay relative to the working directory.
-        """
+        """Copy whose relative paths begin at a folder or URI; None: they stay relative to the working directory."""
         given = {name: value for name in self.paths if (value := getattr(self, name)) is not None}
         rooted = {
             name: [_join(root, path) for path in value] if isinstance(value, list) else _join(root, value)

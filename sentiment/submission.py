@@ -71,7 +71,7 @@ def plan(
         job: File of the job, relative to the working directory or the checkout.
         flags: The job's own flags, handed on unchanged.
         profile: Profile of ray_config.yaml for the job.
-        assignments: More variables of its environment, as NAME=VALUE.
+        assignments: More environment variables, as NAME=VALUE.
         submission_id: Name on the cluster; made up if not given.
 
     Returns:
@@ -91,9 +91,8 @@ def plan(
     if file is None:
         names = ", ".join(f"jobs/{path.name}" for path in jobs if os.access(path, os.X_OK))
         raise ConfigError(f"no job at {job}; there are {names}")
-    variables = {
-        name: value for name, value in os.environ.items() if name.startswith("SENTIMENT_") and name not in _SECRETS
-    }
+    ours = [name for name in os.environ if name.startswith("SENTIMENT_") and name not in _SECRETS]
+    variables = {name: os.environ[name] for name in ours}
     for name, value in _DEFAULT_VARIABLES.items():
         # An address of Ray that is set here is meant for jobs that run here.
         variables[name] = os.environ.get(name, value) if name.startswith("RAY_") else value
@@ -143,11 +142,7 @@ def _check_paths(settings: Section, checkout: Path) -> None:
 
 
 def dashboard_address(given: str | None) -> str:
-    """The address given by a flag, else by RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's.
-
-    Raises:
-        ConfigError: It isn't the address of a dashboard.
-    """
+    """The address given by a flag, else by RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's."""
     variables = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     candidates = {"--address": given, **{name: os.environ.get(name) for name in variables}, "": DEFAULT_ADDRESS}
     source, address = next((name, value) for name, value in candidates.items() if value)
@@ -159,12 +154,7 @@ def dashboard_address(given: str | None) -> str:
 
 
 def connect(address: str) -> Any:
-    """A `JobSubmissionClient` with the token that there is; Ray's own would wait for ever on a dead connection.
-
-    Raises:
-        ConfigError: The cluster asks for a token, or refuses this one.
-        ResourceError: There is no cluster.
-    """
+    """A `JobSubmissionClient` with the token that there is; Ray's own would wait for ever on a dead connection."""
     from sentiment.session import offer_token, token_refused
 
     source = offer_token()
@@ -244,7 +234,7 @@ def send(client: Any, submission: Mapping[str, Any]) -> None:
 
 
 def notify(line: str) -> None:
-    """Print a line of the job's log, or of ours about it, as it is: both are one stream for people."""
+    """Print a line of the job's log, or of ours about it: both are one stream for people."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -406,19 +396,9 @@ class Follower:
 
 
 def submit(submission: Mapping[str, Any], address: str, *, wait: bool = True) -> int:
-    """Submit a job and stay with it, or print its id as JSON if `wait` is off.
+    """Submit what `plan` made and stay with it; returns the job's exit code, 130 or 143 if it was stopped.
 
-    Args:
-        submission: What to run, from `plan`.
-        address: The dashboard's.
-        wait: Until the job has ended.
-
-    Returns:
-        The job's exit code; 130 or 143 if it was stopped, 1 if it never ran.
-
-    Raises:
-        ConfigError: The cluster refuses the token or the submission.
-        ResourceError: There is no cluster.
+    With `wait` off it prints the job's id as JSON and returns 0.
     """
     name = submission["submission_id"]
     with status_line(f"reaching {address}"):

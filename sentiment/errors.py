@@ -1,10 +1,4 @@
-"""The errors a user can meet, one tree.
-
-    SentimentError
-    ├── ConfigError     a setting, flag or recipe that can't be used
-    ├── DataError       an input that can't be found, opened or understood
-    ├── BundleError     a model folder that is incomplete, altered or foreign
-    └── ResourceError   more CPUs, GPUs, memory or disk asked for than there are
+"""The errors a user can meet.
 
 Every message says what was given, where, what is accepted, and the fix. Jobs print it as one line and exit 2, so it
 never carries a user's text. Mistakes of a programmer are asserts, not these.
@@ -32,13 +26,6 @@ class ResourceError(SentimentError):
 
 
 def brief(error: BaseException) -> str:
-    """What another library's error says, in one short line.
-
-    Args:
-        error: The error.
-
-    Returns:
-        Its message without line breaks, cut to 160 characters; the name of its type if it says nothing.
-    """
+    """What another library's error says, in one line of at most 160 characters; its type if it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:159] + "…"

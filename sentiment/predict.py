@@ -54,20 +54,13 @@ class Line(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer one command line.
-
-    Args:
-        argv: Arguments; None: those of the process.
-
-    Returns:
-        The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
-    """
+    """Answer one command line; returns the exit code. `argv` is the process's if not given."""
 
     def work() -> int:
         try:
             _label(parse(sys.argv[1:] if argv is None else argv))
         except BrokenPipeError:
-            return 0  # `| head` has seen enough: nothing went wrong.
+            pass  # `| head` has seen enough: nothing went wrong.
         except KeyboardInterrupt:
             return 130
         return 0

@@ -232,12 +232,9 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def capacity(cpus: float, gpus: float = 0, spare_cpus: float = 0) -> int:
-    """How many processes of a kind the cluster can hold, were it empty.
+    """How many processes of so many CPUs and GPUs, each on one node, the cluster can hold, were it empty.
 
-    Args:
-        cpus: CPUs of each; they must be on one node.
-        gpus: GPUs of each.
-        spare_cpus: CPUs of each node that are left alone.
+    `spare_cpus` of each node are left alone.
     """
     count = 0
     for node in node_resources():
@@ -255,8 +252,8 @@ def require_capacity(
     Args:
         count: Processes that run at the same time.
         what: Their name, for messages.
-        cpus: CPUs of each; they must be on one node.
-        gpus: GPUs of each.
+        cpus: As for `capacity`, like `gpus` and `spare_cpus`.
+        gpus: GPUs of each process.
         spare_cpus: CPUs of each node that are left alone.
         wait_s: Seconds to wait for nodes.
 

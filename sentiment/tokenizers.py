@@ -25,8 +25,7 @@ from tokenizers.trainers import WordLevelTrainer
 from sentiment.errors import BundleError, ConfigError, brief
 from sentiment.models.config import Truncation
 from sentiment.text import EMOJI_SEQUENCE, URL, USER
-from sentiment.tokenizer_json import panics_are_errors, parse_tokenizer
-from sentiment.untrusted import MAX_TEXT_BYTES, read_file
+from sentiment.untrusted import MAX_TEXT_BYTES, panics_are_errors, parse_tokenizer, read_file
 
 UNK, PAD = "<unk>", "<pad>"
 UNK_ID, PAD_ID = 0, 1
@@ -89,11 +88,7 @@ class Tokenizer(ABC):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Open a `tokenizer.json` that `save` wrote.
-
-        Raises:
-            BundleError: The file is missing, damaged, or of another kind of tokenizer.
-        """
+        """Open a `tokenizer.json` that `save` wrote; BundleError if it is missing, damaged or of another kind."""
         try:
             text = read_file(Path(path), MAX_TEXT_BYTES).decode()
         except UnicodeDecodeError as error:
@@ -105,11 +100,7 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, text: str, source: str = "JSON text") -> Self:
-        """Rebuild a tokenizer from `to_json`, as a worker does; `source` is for messages.
-
-        Raises:
-            BundleError: The text is no tokenizer of this kind.
-        """
+        """Rebuild a tokenizer from `to_json`, as a worker does; `source` is for the messages of BundleErrors."""
 
     @abstractmethod
     def to_json(self) -> str:
@@ -124,7 +115,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Map texts to ids, in parallel over the batch unless `TOKENIZERS_PARALLELISM=false` says otherwise.
+        """Map normalized texts to ids, in parallel over the batch unless `TOKENIZERS_PARALLELISM=false`.
 
         Args:
             texts: Normalized texts.
@@ -170,11 +161,8 @@ class WordTokenizer(Tokenizer):
 
         Args:
             texts: Normalized texts; read once, never all in memory.
-            vocabulary_size: Words at most; `<unk>` and `<pad>` come on top, as in torchtext (25,002 entries).
+            vocabulary_size: Words at most; `<unk>` (0) and `<pad>` (1) come on top, as in torchtext.
             min_frequency: Rarer words are left out.
-
-        Returns:
-            A tokenizer in which `<unk>` is 0, `<pad>` is 1 and the other ids go from frequent to rare.
         """
         assert not isinstance(texts, str), "texts must be an iterable of texts, not one text"
         learner = _assemble({UNK: UNK_ID, PAD: PAD_ID})
@@ -193,7 +181,7 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, text: str, source: str = "JSON text") -> Self:
-        """As `Tokenizer.from_json`: all but the vocabulary must be as `train` makes it."""
+        """As `Tokenizer.from_json`; all but the vocabulary must be as `train` makes it."""
         with _bundle_errors(source, _WORDS_EXPECTED):
             document = parse_tokenizer(text, patterns=(_PATTERN,))
             kind, ids = document["model"]["type"], document["model"]["vocab"]
@@ -257,13 +245,10 @@ class EncoderTokenizer(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, path: Path) -> EncoderTokenizer:
-        """Take the tokenizer out of a checkpoint.
+        """Take the tokenizer out of a checkpoint, without the limits on length and the padding it was saved with.
 
         Args:
             path: A directory as `save_pretrained` writes it; `sentiment.models.encoders.find_encoder` gives it.
-
-        Returns:
-            The tokenizer, without the limits on length and the padding that it may have been saved with.
 
         Raises:
             BundleError: A tokenizer file can't be read, or isn't harmless.

@@ -130,7 +130,7 @@ class Job(Generic[S]):
         parser = Parser(
             self.program or f"sentiment {self.name.replace('_', ' ')}",
             self.about,
-            epilog='"null" in a description: the flag isn\'t given.',
+            epilog='In a description "null" means that the flag isn\'t given.',
             argument_default=argparse.SUPPRESS,
         )
         group = parser.add_argument_group(f"main settings (section {self.settings.section} of {CONFIG_FILE})")
@@ -147,7 +147,9 @@ class Job(Generic[S]):
             _add_flag(group, name, field)
         common = parser.add_config_flags()
         common.add_argument("--quiet", action="store_true", help="show warnings and errors only")
-        common.add_argument("--log-json", action="store_true", help=f"log JSON objects (also {log.VARIABLE}=json)")
+        common.add_argument(
+            "--log-json", action="store_true", help=f"log one JSON object a line (also {log.VARIABLE}=json)"
+        )
         for old, _ in self.settings.renamed:
             common.add_argument(flag_of(old), help=argparse.SUPPRESS)
         given, rest = parser.parse_known_args(list(argv))
@@ -221,7 +223,7 @@ _ABOUT_CONFIG = """Show the settings in force and where each value comes from, c
   sentiment config --markdown                        # the reference page, docs/settings.md
 
 Without sections it shows all. What a command would refuse (an unknown key, a misspelled variable, an invalid value) is
-one line on stderr and exit code 2; what has to be given by a flag or a variable stays open.
+one line on stderr and exit code 2. Settings that each run must give are shown as "to be given".
 """
 _MARKDOWN_HEAD = """# Settings
 

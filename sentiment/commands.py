@@ -194,13 +194,13 @@ last line of stdout is one JSON object.
 
 DEMO = Job(
     "demo",
-    """Run the main job from end to end on an embedded Ray: prepare → train → score, and show the commands it runs.
+    """Prepare, train and score from end to end on an embedded Ray, and show the commands that do it.
 
-  sentiment demo                                                     # on a small corpus that is generated
+  sentiment demo                                                     # on generated tweets
   sentiment demo --data training.1600000.processed.noemoticon.csv    # on your own labeled tweets
 
-Without --data it writes a corpus of its own, in the form of Sentiment140, whose labels depend on the order of words.
-The archive that it scores is JSON lines with bad rows among them. Everything lands in runs/demo; each run replaces it.
+Without --data it generates labeled tweets in Sentiment140's format, whose labels depend on the order of words. The
+archive that it scores is JSON lines, with invalid rows among them. All results are in runs/demo; each run replaces it.
 """,
     DemoSettings,
     _demo,
@@ -212,12 +212,12 @@ COMMANDS = {
     "train": ("sentiment.commands:train", "prepared data set → a bundle: model, tokenizer, metrics"),
     "score": ("sentiment.commands:SCORE.main", "archives of texts → Parquet, each row exactly once"),
     "evaluate": ("sentiment.commands:EVALUATE.main", "labeled texts → accuracy, loss, macro-F1, confusion counts"),
-    "predict": ("sentiment.predict:main", "label texts that are given, or lines of standard input"),
+    "predict": ("sentiment.predict:main", "label single texts, or the lines of standard input"),
     "serve": ("serve_app.__main__:JOB.main", "serve a bundle over HTTP until Ctrl-C"),
     "submit": ("sentiment.submission:main", "run a job on a Ray cluster as if it ran here"),
     "vectors": ("sentiment.vectors.__main__:main", "ask word vectors (GloVe) about words"),
-    "config": ("sentiment.cli:show_config", "show the settings in force and where each comes from"),
-    "demo": ("sentiment.commands:DEMO.main", "the main job from end to end, on data of its own"),
+    "config": ("sentiment.cli:show_config", "show the settings in force, and where each value comes from"),
+    "demo": ("sentiment.commands:DEMO.main", "prepare, train and score from end to end, on generated tweets"),
 }
 _ABOUT = """usage: sentiment COMMAND …
 

@@ -1,4 +1,4 @@
-"""The main job from end to end on an embedded Ray: prepare → train → score, and a table of the results."""
+"""Prepare, train and score from end to end on an embedded Ray, and a table of the results."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     about = f"bundle (folder or URI; default: $SENTIMENT_MODEL, else {DEFAULT_MODEL})"
     parser.add_argument("--model", metavar="PATH", help=about)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of columns")
-    choices, about = typing.get_args(Precision), "auto: bf16 where the hardware has it (default: auto)"
+    choices, about = typing.get_args(Precision), "number format; auto: bf16 where the hardware has it (default: auto)"
     parser.add_argument("--precision", choices=choices, default="auto", help=about)
     about = "run on a GPU, or on the CPU (default: a GPU if there is one)"
     parser.add_argument("--use-gpu", action=argparse.BooleanOptionalAction, help=about)

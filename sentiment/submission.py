@@ -429,7 +429,7 @@ Its log comes on stderr, its JSON on stdout, its exit code is this command's, an
   {program} --env HF_HOME=/shared/hub jobs/train_bert.py --data /shared/imdb --output /shared/bert
 
 Flags before the job's file are for the submission, those behind it are the job's own. The code of this checkout, its
-ray_config.yaml and the SENTIMENT_… variables that are set here (but for SENTIMENT_API_KEYS) go along. Data doesn't:
+ray_config.yaml and the SENTIMENT_… variables that are set here (but for SENTIMENT_API_KEYS) are sent along. Data isn't:
 give paths that all nodes see, or URIs. A cluster that asks for a token gets that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH
 or ~/.ray/auth_token. More in docs/cluster.md.
 """
@@ -444,10 +444,16 @@ def main(argv: Sequence[str] | None = None, program: str = "sentiment submit") -
     )
     add = parser.add_argument
     add("--address", metavar="URL", help="dashboard (also RAY_API_SERVER_ADDRESS, RAY_ADDRESS; http://127.0.0.1:8265)")
-    add("--profile", metavar="NAME", help="profile of ray_config.yaml that the job takes")
-    add("--env", metavar="NAME=VALUE", action="append", default=[], help="variable for the job; may be given again")
-    add("--submission-id", metavar="ID", help="name of the run on the cluster; made up if not given")
-    add("--no-wait", action="store_true", help="submit, print the id as JSON and leave")
+    add("--profile", metavar="NAME", help="profile of ray_config.yaml that the job uses")
+    add(
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="environment variable for the job; may be repeated",
+    )
+    add("--submission-id", metavar="ID", help="name of the run on the cluster; generated if not given")
+    add("--no-wait", action="store_true", help="submit, print the id as JSON and return")
     add("job", metavar="JOB", help="file of the job, such as jobs/score.py")
     add("flags", metavar="…", nargs=argparse.REMAINDER, help="the job's own flags, as without a cluster")
 

@@ -351,7 +351,7 @@ class ServeSettings(Section):
     downscale_delay_s: float = Field(300.0, ge=0)
     """seconds of sustained load below target before a replica is removed"""
     max_ongoing_requests: int = Field(4096, gt=0)
-    """maximum concurrent requests of a replica; keep it above max_queued_texts, so that overload is answered with 429"""
+    """maximum concurrent requests of a replica; keep it above max_queued_texts: then overload is answered with 429"""
     max_batch_tokens: int = Field(4096, gt=0)
     """maximum padded tokens of a batch; more: higher throughput, higher latency"""
     max_queued_texts: int = Field(2048, gt=0)

@@ -82,9 +82,7 @@ def plan(
     """
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / ".rayignore").is_file():
-        raise ConfigError(
-            f"{checkout} is no checkout of the repository: run jobs/submit.py of one, its code goes along"
-        )
+        raise ConfigError(f"{checkout} is no checkout of the repository: run jobs/submit.py of one, whose code is sent")
     candidates = [(base / job).resolve() for base in (Path.cwd(), checkout)]
     jobs = [path for path in sorted((checkout / "jobs").glob("*.py")) if path.stem != "submit"]
     file = next((path.relative_to(checkout) for path in candidates if path in jobs), None)

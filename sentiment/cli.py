@@ -22,19 +22,13 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from sentiment.config import CONFIG_FILE, PROFILE_VARIABLE, Configuration, flag_of, unknown
-from sentiment.errors import ConfigError
+from sentiment.config import CONFIG_FILE, PROFILE_VARIABLE, Configuration
+from sentiment.errors import ConfigError, flag_of, unknown
 from sentiment.observability import log
 from sentiment.settings import FLAG_ALONE, SECTIONS, RaySettings, Section, TrainBertSettings, TrainSettings
-from sentiment.training.recipes import BERT_RECIPES, RECIPES, Recipe, get_bert_recipe, get_recipe
+from sentiment.training.recipes import get_bert_recipe, get_recipe
 
 S = TypeVar("S", bound=Section)
-
-# Section → recipes whose fields may stand in it, and are flags of its command.
-RECIPES_OF: dict[str, Mapping[str, Recipe]] = {
-    TrainSettings.section: RECIPES,
-    TrainBertSettings.section: BERT_RECIPES,
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,11 +113,10 @@ class Job(Generic[S]):
         flags = {name: value for name, value in given.items() if name not in ("quiet", "log_json")}
         configuration = Configuration(flags.pop("config", None), flags.pop("profile", None))
         ray_flags = {name: flags.pop(name) for name in RaySettings.model_fields if name in flags}
-        fields = recipe_fields(self.settings)
-        known = {*self.settings.keys(), *dict(self.settings.renamed), *fields}
+        known = {*self.settings.keys(), *dict(self.settings.renamed), *self.settings.recipe_fields()}
         for name in flags.keys() - known:  # Command lines have none: this is a call of the function of that name.
             raise unknown("setting", name, known, f"{self.name.partition('_')[0]}(…)")
-        return configuration.load(self.settings, flags, fields), configuration.load(RaySettings, ray_flags)
+        return configuration.load(self.settings, flags), configuration.load(RaySettings, ray_flags)
 
     def _flags(self, argv: Sequence[str]) -> dict[str, Any]:
         """Values by name; they stay text, the settings check and convert them."""
@@ -138,7 +131,7 @@ class Job(Generic[S]):
             if name in dict(self.settings.groups):
                 group = parser.add_argument_group(dict(self.settings.groups)[name])
             _add_flag(group, name, field)
-        if fields := recipe_fields(self.settings):
+        if fields := self.settings.recipe_fields():
             group = parser.add_argument_group("recipe (replace the recipe's own values)")
             for name, field in fields.items():
                 _add_flag(group, name, field, with_default=False)
@@ -155,15 +148,6 @@ class Job(Generic[S]):
         given, rest = parser.parse_known_args(list(argv))
         parser.refuse_rest(rest)
         return vars(given)
-
-
-def recipe_fields(section: type[Section]) -> dict[str, FieldInfo]:
-    """Fields of a section's recipes, of all their kinds, that the section itself doesn't have."""
-    fields: dict[str, FieldInfo] = {}
-    for kind in dict.fromkeys(type(recipe) for recipe in RECIPES_OF.get(section.section, {}).values()):
-        known = (*kind.WORDS, *section.model_fields, *fields)
-        fields |= {name: field for name, field in kind.model_fields.items() if name not in known}
-    return fields
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo, *, with_default: bool = True) -> None:
@@ -274,8 +258,7 @@ def in_force(section: type[Section], configuration: Configuration) -> dict[str, 
         name: (None, _OPEN) if field.is_required() else (field.default, "default")
         for name, field in section.keys().items()
     }
-    fields = recipe_fields(section)
-    for source, layer in configuration.layers(section, fields):
+    for source, layer in configuration.layers(section):
         found |= {name: (value, source) for name, value in layer.items()}
     # Stands for the paths that are still to be given, so that the other values can be checked.
     anything = {
@@ -283,7 +266,7 @@ def in_force(section: type[Section], configuration: Configuration) -> dict[str, 
         for name, (_, source) in found.items()
         if source == _OPEN
     }
-    settings = configuration.load(section, anything, fields)
+    settings = configuration.load(section, anything)
     if isinstance(settings, TrainSettings):
         get = get_bert_recipe if isinstance(settings, TrainBertSettings) else get_recipe
         get(settings.recipe).with_overrides(settings.overrides)
@@ -329,7 +312,7 @@ def markdown_lines() -> Iterator[str]:
         for key, field in section.keys().items():
             default = "required" if field.is_required() else f"`{_shown(field.default)}`"
             yield f"| `{key}` | {_type_name(field)} | {default} | {_explained(field, _valid_values(field))} |"
-        if fields := recipe_fields(section):
+        if fields := section.recipe_fields():
             yield from ("", "Fields of the recipe, whose defaults are its own:", "")
             yield from ("| key | type | |", "|---|---|---|")
             for key, field in fields.items():

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sentiment.cli import Job
-from sentiment.config import unknown
-from sentiment.errors import ConfigError
+from sentiment.errors import ConfigError, unknown
 from sentiment.observability import log
 from sentiment.observability.status import LIBRARIES, status_line
 from sentiment.settings import (

@@ -6,6 +6,7 @@ made of it, its type, limits and default. Imports neither torch nor Ray, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sentiment.storage.uris import is_uri, join
+from sentiment.training.recipes import BERT_RECIPES, RECIPES, Recipe
 
 # In a field's `json_schema_extra`: what its flag means when no value follows.
 FLAG_ALONE = "flag_alone"
@@ -27,6 +29,7 @@ class Section(BaseSettings):
         paths: Fields that hold paths or URIs of data, models and results; relative ones begin at `storage.root`.
         groups: Headings of `--help`, each behind the name of the first field below it.
         renamed: Old names of keys, each with today's; the old ones still work, with a warning.
+        named_recipes: Recipes whose fields may stand in the section too, and are flags of its command.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -34,6 +37,7 @@ class Section(BaseSettings):
     paths: ClassVar[tuple[str, ...]] = ()
     groups: ClassVar[Pairs] = ()
     renamed: ClassVar[Pairs] = ()
+    named_recipes: ClassVar[Mapping[str, Recipe]] = {}
     _root: str | None = PrivateAttr(None)
     _config_flags: tuple[str, ...] = PrivateAttr(())
 
@@ -54,6 +58,15 @@ class Section(BaseSettings):
     def keys(cls) -> dict[str, FieldInfo]:
         """The section's keys and their fields: all fields but `overrides`, which holds a recipe's."""
         return {name: field for name, field in cls.model_fields.items() if name != "overrides"}
+
+    @classmethod
+    def recipe_fields(cls) -> dict[str, FieldInfo]:
+        """Fields of all kinds of its recipes that the section itself doesn't have."""
+        fields: dict[str, FieldInfo] = {}
+        for kind in dict.fromkeys(type(recipe) for recipe in cls.named_recipes.values()):
+            known = (*kind.WORDS, *cls.model_fields, *fields)
+            fields |= {name: field for name, field in kind.model_fields.items() if name not in known}
+        return fields
 
     def rooted(self, root: str | None) -> Self:
         """Copy whose relative paths begin at a folder or URI; None: they stay relative to the working directory."""
@@ -195,6 +208,7 @@ class TrainSettings(Section):
     """How `sentiment train lstm` trains; fields of the recipe may stand here too, such as `epochs: 5`."""
 
     section = "train"
+    named_recipes: ClassVar[Mapping[str, Recipe]] = RECIPES
     paths: ClassVar[tuple[str, ...]] = ("data", "output")
     groups: ClassVar[Pairs] = (("cpus_per_worker", "workers"), ("resume", "checkpoints"), ("mlflow", "tracking"))
 
@@ -241,6 +255,7 @@ class TrainBertSettings(TrainSettings):
     """How `sentiment train bert` trains; fields of the recipe may stand here too, such as `encoder: minilm`."""
 
     section = "train_bert"
+    named_recipes = BERT_RECIPES
     paths = ("data", "output", "features")
     groups = (*TrainSettings.groups, ("cache_features", "encoder"))
 

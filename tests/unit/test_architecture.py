@@ -20,7 +20,7 @@ LANES: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.labels", "sentiment.background"),
         *("sentiment.settings", "sentiment.config", "sentiment.untrusted", "sentiment.devices", "sentiment.metrics"),
-        *("sentiment.models.config", "sentiment.tokenizers", "sentiment.batching"),
+        *("sentiment.models.config", "sentiment.training.recipes", "sentiment.tokenizers", "sentiment.batching"),
         *("sentiment.storage", "sentiment.observability"),
     ),
     "models": ("sentiment.models", "sentiment.vectors"),

@@ -7,7 +7,7 @@
     README.md           model card
     MANIFEST.json       size and sha256 of each file; written last, so a directory without it is no bundle
 
-No pickle in either direction. A bundle may come from a stranger: what it says is checked against limits and against its
+No pickle in either direction. A bundle may come from anywhere: what it says is checked against limits and against its
 files before memory is taken for any of it (docs/bundles.md). The model id is the recipe's name and a digest of the
 manifest, so two bundles with the same id predict the same.
 """

@@ -33,7 +33,7 @@ from sentiment.training.recipes import BERT_RECIPES, RECIPES, Recipe, get_bert_r
 def _writing(work: str, then: str = "the same command resumes the run") -> Callable[[Any, RaySettings], dict[str, Any]]:
     """Make a job's `run` of a function, given as `module:name`, that writes to the output.
 
-    `then` is what to do once an output that couldn't be written to is mended.
+    `then` is what to do once an output that couldn't be written to can be again.
     """
 
     def run(settings: Any, ray_settings: RaySettings) -> dict[str, Any]:

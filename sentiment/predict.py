@@ -41,7 +41,7 @@ DEFAULT_MODEL = "runs/demo/model/bundle"  # what `sentiment demo` writes
 _CHUNK_LINES = 1024
 # A chunk of long texts ends earlier, so that memory doesn't grow with the length of the lines.
 _CHUNK_CHARACTERS = 1 << 20
-# Whatever would end a line, begin a column or control the terminal: the texts come from strangers.
+# Whatever would end a line, begin a column or control the terminal: the texts are untrusted.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _log = logging.getLogger(__name__)
 

@@ -98,7 +98,7 @@ class Predictor:
         """
         bundle = Bundle.open(path)
         tokenizer = bundle.tokenizer()
-        _check_tokenizer(bundle, tokenizer)  # Before the weights: it is what most often is a stranger's trick.
+        _check_tokenizer(bundle, tokenizer)  # Before the weights: it is the likeliest to be forged.
         predictor = cls(bundle, _load_model(bundle), pick_device(use_gpu), precision, tokenizer)
         # Score a short text and a long one: settings may be valid each for itself and yet not go together.
         length = min(bundle.config.max_length, _TRIAL_TOKENS)

@@ -40,7 +40,7 @@ _SECRETS = ("SENTIMENT_API_KEYS",)
 _DEFAULT_VARIABLES = {
     # The cluster that the job was submitted to, whatever `ray.address` of ray_config.yaml says for jobs that run here.
     "SENTIMENT_RAY_ADDRESS": "auto",
-    # SIGTERM, Ray's own choice, ends a driver at once; on SIGINT Ray Train and our jobs tidy up first.
+    # SIGTERM, Ray's own choice, ends a driver at once; on SIGINT Ray Train and our jobs shut down in order.
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     # Seconds until a job that doesn't stop is killed; by default it has 3, a checkpoint takes longer.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",

@@ -2,7 +2,7 @@
 
 Training, scoring and serving all read text through `normalize`. It folds what carries no sentiment (addresses, names,
 escapes, invisible characters, the tenth "o" of "sooooo") and keeps what does: case, negations, stop words,
-punctuation, emoticons and emoji. Every step is one linear pass, because the text comes from strangers; most steps are
+punctuation, emoticons and emoji. Every step is one linear pass, because texts are untrusted; most steps are
 skipped by a cheap substring test, because a tweet rarely needs them and there are 1.6 million. Only the standard
 library, so that any worker can import it at no cost.
 """
@@ -69,7 +69,7 @@ _EMOJI_RUN = re.compile(rf"({EMOJI_SEQUENCE})(\1)?\1*")
 # --- Tweets ---------------------------------------------------------------------------------------------------------
 # The last character is not punctuation: in "(see http://a.b/c)." the address ends at "c".
 _URL = re.compile(r"""(?:[hH][tT]{2}[pP][sS]?://|\b(?:[Ww]ww|WWW)\.)[^\s<>"]*[^\s<>"'`.,:;!?)\]}…]""")
-# After a letter it is an e-mail address. At least one letter or digit, so that "@_@" stays a face.
+# After a letter it is an e-mail address. At least one letter or digit, so that "@_@" stays an emoticon.
 # Accents on the name go with it: left behind, U+0338 would turn the ">" of the token into another sign.
 _MENTION = re.compile("(?<!\\w)@_*[^\\W_][\\w\u0300-\u036f]*(?:@[\\w\u0300-\u036f]+)*")
 # "#FallonTonight" is a word and "#80s" too, "#1" is a rank and "C#" a language; a lone "#" says nothing.

@@ -32,8 +32,8 @@ UNK_ID, PAD_ID = 0, 1
 
 _LETTER = r"[\p{L}\p{M}\p{N}]"
 _ALONE = rf"(?!{_LETTER})"
-# Eyes, nose, mouth. A mouth that is a letter or digit must end the word: ":d" is a face, ":done" is not.
-_FACE = (
+# Eyes, nose, mouth. A mouth that is a letter or digit must end the word: ":d" is an emoticon, ":done" is not.
+_EMOTICON = (
     rf"[<>]?[:;=]['^-]?(?:\)+|\(+|\]+|\[+|/+|\\+|\|+|\*+|[@$}}{{]|(?:d+|p+|o+|s|x|3+){_ALONE})"
     r"|\([-']?[:;=]"  # (: and (-:
     rf"|[-^><.;ot0xu]_+[-^><.;ot0xu]{_ALONE}|\^[.-]?\^|\\[om]/"  # -_-  t_t  ^^  \o/
@@ -45,7 +45,7 @@ _FACE = (
 _PATTERN = "|".join(
     (
         rf"{URL}|{USER}",
-        rf"[ot0xu]_+[ot0xu]{_ALONE}",  # the only faces that begin like a word
+        rf"[ot0xu]_+[ot0xu]{_ALONE}",  # the only emoticons that begin like a word
         rf"can(?=not{_ALONE})|o'clock{_ALONE}|y'all{_ALONE}",
         r"(?>\p{N}+)(?:[.,:]\p{N}+)+",  # 1,000.50 and 10:30; "2nd" is a word
         EMOJI_SEQUENCE,  # before words: the keycap 1⃣ begins with a digit
@@ -54,7 +54,7 @@ _PATTERN = "|".join(
         rf"{_LETTER}+?(?=n't{_ALONE})",  # ca|n't, do|n't
         rf"{_LETTER}+",
         rf"'(?:s|m|d|t|re|ve|ll){_ALONE}",
-        _FACE,
+        _EMOTICON,
         r"(\S)\1*",  # "!!", "..." and whatever else there is
     )
 )
@@ -142,7 +142,7 @@ class WordTokenizer(Tokenizer):
     """Splits text into words and maps the frequent ones to ids; callers use `train`, `load` or `from_json`.
 
     The words are those of GloVe and the Penn Treebank, so that pretrained vectors find them: lower case, "don't" is
-    "do" + "n't", "i'm" is "i" + "'m". Faces and emoji stay whole, for in a tweet they often are the sentiment.
+    "do" + "n't", "i'm" is "i" + "'m". Emoticons and emoji stay whole, for in a tweet they often are the sentiment.
 
     Attributes:
         tokens: The words in the order of their ids, with `<unk>` and `<pad>`.
@@ -340,5 +340,5 @@ class EncoderTokenizer(Tokenizer):
 def _parse_encoder(text: str, source: str) -> dict[str, Any]:
     try:
         return parse_tokenizer(text)
-    except Exception as error:  # A stranger's document may have any form.
+    except Exception as error:  # An untrusted document may have any form.
         raise BundleError(f"tokenizer {source}: {error}; {_ENCODER_EXPECTED}") from error

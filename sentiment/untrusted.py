@@ -1,12 +1,12 @@
-"""Files from strangers: read only if they are regular files, within limits, and before anything is made of them.
+"""Untrusted files: regular files within limits alone are read, and checked before anything is made of them.
 
 A model directory may come from anywhere. Opening a pipe waits for ever, a device never ends, and a few bytes of JSON
 can ask for more memory than a machine has; none of it may do more than end in one clear line.
 
-A `tokenizer.json` is a program: components that rewrite, cut and frame a text, made of patterns and strings. A
-stranger's can blow one letter up to gigabytes, backtrack for years over a line, or pad each text to a billion tokens,
-and the library in Rust then aborts the process. So only components are accepted that take linear time on any text and
-let it grow by a small factor: those of the encoders of `sentiment.models.config.KINDS` on the Hugging Face hub, and
+A `tokenizer.json` is a program: components that rewrite, cut and frame a text, made of patterns and strings. It can
+expand one letter to gigabytes, backtrack for years over a line, or pad each text to a billion tokens, and the library
+in Rust then aborts the process. So only components are accepted that take linear time on any text and let it grow by a
+small factor: those of the encoders of `sentiment.models.config.KINDS` on the Hugging Face hub, and
 those of `sentiment.tokenizers`.
 """
 

@@ -250,11 +250,8 @@ def require_capacity(
     """Refuse work that the cluster can never start, once the autoscaler, if any, had time to add nodes.
 
     Args:
-        count: Processes that run at the same time.
+        count: Processes that run at the same time; `cpus`, `gpus` and `spare_cpus` are those of `capacity`.
         what: Their name, for messages.
-        cpus: As for `capacity`, like `gpus` and `spare_cpus`.
-        gpus: GPUs of each process.
-        spare_cpus: CPUs of each node that are left alone.
         wait_s: Seconds to wait for nodes.
 
     Raises:

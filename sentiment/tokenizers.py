@@ -309,15 +309,11 @@ class EncoderTokenizer(Tokenizer):
     def encode(
         self, texts: Sequence[str], max_length: int | None = None, *, truncation: Truncation = "head"
     ) -> list[list[int]]:
-        """As `Tokenizer.encode`.
+        """As `Tokenizer.encode`; `truncation` says what a text that is too long keeps.
 
-        Args:
-            texts: Normalized texts.
-            max_length: Tokens to keep of each text, special ones included; all by default.
-            truncation: What a text that is too long keeps: "head", its first tokens; "head+tail", a quarter of them
-                from its start and three quarters from its end, that is 128 and 382 of BERT's 510. In long reviews the
-                verdict is often at the end; best of those tried in Sun et al. 2019, "How to Fine-Tune BERT for Text
-                Classification?".
+        "head" keeps its first tokens; "head+tail" a quarter of them from its start and three quarters from its end,
+        that is 128 and 382 of BERT's 510. In long reviews the verdict is often at the end; best of those tried in Sun
+        et al. 2019, "How to Fine-Tune BERT for Text Classification?".
         """
         assert not isinstance(texts, str), "texts must be a sequence of texts, not one text"
         assert max_length is None or max_length > self.num_special_tokens, f"max_length {max_length}: no room for text"

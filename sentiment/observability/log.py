@@ -57,7 +57,7 @@ def configure(command: str, *, verbose: bool = False, quiet: bool = False, as_js
         command: Its name, which stands before errors.
         verbose: Show debug messages too.
         quiet: Show warnings and errors alone.
-        as_json: One JSON object a line; SENTIMENT_LOG=json asks for it too.
+        as_json: One JSON object a line, as with SENTIMENT_LOG=json.
 
     Raises:
         ConfigError: SENTIMENT_LOG is neither text nor json.
@@ -74,15 +74,11 @@ def configure(command: str, *, verbose: bool = False, quiet: bool = False, as_js
 
 
 def run_command(command: str, work: Callable[[], int], *, as_json: bool = False) -> int:
-    """Do a command's work with logging configured, and tell a user's mistake in one line.
-
-    Args:
-        command: Its name, which stands before that line.
-        work: Returns the exit code.
-        as_json: Log JSON objects; an unexpected error is one too.
+    """Do a command's work with logging configured, and report a user's mistake in one line.
 
     Returns:
-        That, or 2 for a `SentimentError`, or 130 for Ctrl-C; 1 for an unexpected error in JSON, which is raised else.
+        The exit code: that of `work`, 2 for a `SentimentError`, 130 for Ctrl-C. An unexpected error is raised, but
+        logged where logs are JSON, with exit code 1.
     """
     logger = logging.getLogger("sentiment")
     try:

@@ -32,11 +32,11 @@ def status_line(what: str, stream: TextIO | None = None, every_s: float | None =
     """Say what is being done for the length of a `with` block: "starting Ray…", then "starting Ray… 3 s".
 
     A terminal has one line whose seconds run, and which is cleared at the end; a log a line at once and others later.
-    As a library, where messages of level INFO aren't asked for, nothing is said.
+    In a program that doesn't log messages of level INFO, as one that uses us as a library, nothing is said.
 
     Args:
         what: What is being done, without an ellipsis.
-        stream: Where to, while stderr leads elsewhere.
+        stream: Where to write while stderr is redirected.
         every_s: Seconds between lines or redraws; by default what suits the stream.
     """
     out, logger = stream or sys.stderr, logging.getLogger("sentiment")

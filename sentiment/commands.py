@@ -286,7 +286,19 @@ def train(argv: Sequence[str]) -> int:
     if not family and any(word in ("-h", "--help") for word in flags):
         print(_ABOUT_TRAIN, end="")
         return 0
+    if family:
+        return TRAIN_BERT.main(flags) if family == "bert" else TRAIN_LSTM.main(flags)
     words = [part for word in flags for part in word.split("=", 1)]
     recipe = words[words.index("--recipe") + 1 :][:1] if "--recipe" in words else []
-    is_bert = family == "bert" if family else recipe and recipe[0] in BERT_RECIPES
-    return TRAIN_BERT.main(flags) if is_bert else TRAIN_LSTM.main(flags)
+    try:
+        job = job_of(recipe[0]) if recipe else TRAIN_LSTM
+    except ConfigError as problem:
+        return _refuse("train", problem)
+    return job.main(flags)
+
+
+def job_of(recipe: str) -> Job[Any]:
+    """The job that trains a recipe; ConfigError if there is none of that name."""
+    if recipe not in RECIPES and recipe not in BERT_RECIPES:
+        raise unknown("recipe", recipe, (*RECIPES, *BERT_RECIPES), "sentiment train")
+    return TRAIN_BERT if recipe in BERT_RECIPES else TRAIN_LSTM

@@ -77,6 +77,10 @@ def test_every_command_explains_itself(name: str, capsys: Capture) -> None:
         (["what a lovely day"], 'sentiment: texts are labeled by `sentiment predict "a text"`'),
         (["--model", "B", "lovely"], 'sentiment: texts are labeled by `sentiment predict "a text"`'),
         (["config", "trian"], "config: unknown section 'trian' in the command line: did you mean train"),
+        (
+            ["train", "--recipe", "bert-twets"],
+            "train: unknown recipe 'bert-twets' in sentiment train: did you mean bert-tw",
+        ),
         (["train", "nope"], "train: sentiment train is followed by lstm or bert, or by flags, not by 'nope'"),
         (
             ["train", "bilstm"],
@@ -137,7 +141,8 @@ def test_functions_take_what_the_commands_take(monkeypatch: pytest.MonkeyPatch) 
 
     for name in ("SCORE", "TRAIN_LSTM", "TRAIN_BERT"):
         job = getattr(commands, name)
-        monkeypatch.setattr(api, name, Job(job.name, job.about, job.settings, run))
+        module = api if name == "SCORE" else commands
+        monkeypatch.setattr(module, name, Job(job.name, job.about, job.settings, run))
     Path("mine.yaml").write_text("score: {rows_per_file: 7}")
     assert sentiment.score("m", "a.csv", "o", num_actors=2, num_cpus=3, config="mine.yaml") == {"output": "o"}
     assert sentiment.train("o", epochs=2) == {"output": "o"}
@@ -151,6 +156,8 @@ def test_functions_take_what_the_commands_take(monkeypatch: pytest.MonkeyPatch) 
         sentiment.score("m", "a.csv", "o", num_actor=2)
     with pytest.raises(ConfigError, match=r"unknown setting 'epoch' in train\(…\): did you mean epochs"):
         sentiment.train("o", epoch=3)
+    with pytest.raises(ConfigError, match=r"unknown recipe 'bert-twets' .*did you mean bert-tweets"):
+        sentiment.train("o", "bert-twets")
 
 
 @pytest.mark.parametrize("how", ["file", "environment", "flag"])

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar
 from pydantic.fields import FieldInfo
 
 from sentiment.config import CONFIG_FILE, PROFILE_VARIABLE, Configuration
-from sentiment.errors import ConfigError, flag_of, unknown
+from sentiment.errors import ConfigError, ResourceError, flag_of, unknown
 from sentiment.observability import log
 from sentiment.settings import FLAG_ALONE, SECTIONS, RaySettings, Section, TrainBertSettings, TrainSettings
 from sentiment.training.recipes import get_bert_recipe, get_recipe
@@ -58,6 +58,20 @@ class Parser(argparse.ArgumentParser):
             raise unknown("flag", flag.split("=")[0], flags, self.prog)
         if rest:
             raise ConfigError(f"unexpected argument {rest[0]!r}; --help lists the flags")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout and flush them; BrokenPipeError if nobody reads them any more."""
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError as error:
+        # As Python's documentation has it: else the interpreter would flush what is left, and fail, on its way out.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ResourceError(f"standard output can't be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -239,10 +253,8 @@ def show_config(argv: Sequence[str] | None = None) -> int:
             configuration = Configuration(given.config, given.profile)
             found = {name: in_force(SECTIONS[name], configuration) for name in given.section or SECTIONS}
             lines = (line for name, settings in found.items() for line in _listing(name, settings))
-        try:
-            print("\n".join(lines), flush=True)
-        except BrokenPipeError:  # `| head` has seen enough; what Python itself still writes goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough.
+            print_lines(lines)
         return 0
 
     return log.run_command("config", work)

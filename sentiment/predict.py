@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from sentiment.cli import Parser
+from sentiment.cli import Parser, print_lines
 from sentiment.errors import BundleError, ConfigError, DataError, ResourceError
 from sentiment.observability.log import run_command
 from sentiment.observability.status import status_line
@@ -113,7 +113,7 @@ def _label(options: argparse.Namespace) -> None:
     given = (Line(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")) for text in options.texts)
     lines = given if options.texts else _lines_of(sys.stdin.buffer)
     for chunk in chunks(lines, 1 if is_typed else _CHUNK_LINES):
-        _write(_answers(predictor, chunk, as_json=options.json))
+        print_lines(_answers(predictor, chunk, as_json=options.json))
         if options.texts or is_typed:
             _warn_of_unknown_words(predictor, chunk)
 
@@ -181,17 +181,3 @@ def _warn_of_unknown_words(predictor: Predictor, chunk: Sequence[Line]) -> None:
         if 2 * known < words:
             which = "this text" if len(chunk) == 1 else f"text {number}"
             _log.warning("the model knows %d of %d words of %s", known, words, which)
-
-
-def _write(lines: Iterable[str]) -> None:
-    """Print lines and push them out, so that whoever reads them sees each chunk when it is done."""
-    try:
-        print("\n".join(lines), flush=True)
-    except OSError as error:
-        # As Python's documentation has it: else the interpreter would flush what is left, and fail, on its way out.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise ResourceError(f"standard output can't be written: {error.strerror}") from error

@@ -266,35 +266,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = unknown("command", name, COMMANDS, "sentiment")
     else:  # `sentiment TEXT …` once labeled texts. They may be anybody's, so messages don't repeat them.
         problem = ConfigError('texts are labeled by `sentiment predict "a text"`; --help lists the commands')
-    return _refuse("sentiment", problem)
 
-
-def _refuse(command: str, problem: ConfigError) -> int:
-    def work() -> int:
+    def refuse() -> int:
         raise problem
 
-    return log.run_command(command, work)
+    return log.run_command("sentiment", refuse)
 
 
 def train(argv: Sequence[str]) -> int:
     """Answer `sentiment train`, by the family of models that is named, or else by the recipe's."""
-    family, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    if family not in ("", "lstm", "bert"):
-        how = "; a recipe is named by --recipe" if family in (*RECIPES, *BERT_RECIPES) else ""
-        message = f"sentiment train is followed by lstm or bert, or by flags, not by {family!r}{how}"
-        return _refuse("train", ConfigError(message))
-    if not family and any(word in ("-h", "--help") for word in flags):
-        print(_ABOUT_TRAIN, end="")
-        return 0
-    if family:
-        return TRAIN_BERT.main(flags) if family == "bert" else TRAIN_LSTM.main(flags)
-    words = [part for word in flags for part in word.split("=", 1)]
-    recipe = words[words.index("--recipe") + 1 :][:1] if "--recipe" in words else []
-    try:
-        job = job_of(recipe[0]) if recipe else TRAIN_LSTM
-    except ConfigError as problem:
-        return _refuse("train", problem)
-    return job.main(flags)
+
+    def work() -> int:
+        family, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+        if family in ("lstm", "bert"):
+            return TRAIN_BERT.main(flags) if family == "bert" else TRAIN_LSTM.main(flags)
+        if family:
+            how = "; a recipe is named by --recipe" if family in (*RECIPES, *BERT_RECIPES) else ""
+            raise ConfigError(f"sentiment train is followed by lstm or bert, or by flags, not by {family!r}{how}")
+        if any(word in ("-h", "--help") for word in flags):
+            print(_ABOUT_TRAIN, end="")
+            return 0
+        words = [part for word in flags for part in word.split("=", 1)]
+        recipe = words[words.index("--recipe") + 1 :][:1] if "--recipe" in words else []
+        return (job_of(recipe[0]) if recipe else TRAIN_LSTM).main(flags)
+
+    return log.run_command("train", work)
 
 
 def job_of(recipe: str) -> Job[Any]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run the main job from end to end: the command `sentiment demo` as a file, for Ray's job submission."""
+"""Prepare, train and score from end to end: the command `sentiment demo` as a file, for Ray's job submission."""
 
 import sys
 from pathlib import Path

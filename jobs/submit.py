@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a job on a Ray cluster as if it ran here; `python jobs/submit.py --help` says how."""
+"""Run a job on a Ray cluster as if it ran here: the command `sentiment submit` as a file, for a Python without it."""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,4 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # This checkout's code, inst
 from sentiment.submission import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(program="python jobs/submit.py"))

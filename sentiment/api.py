@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sentiment.bundle import Bundle
-from sentiment.cli import Job
-from sentiment.commands import SCORE, TRAIN_BERT, TRAIN_LSTM
+from sentiment.commands import SCORE, job_of
 from sentiment.predictor import Predictor
-from sentiment.training.recipes import BERT_RECIPES
 
 __all__ = ["Predictor", "load_bundle", "score", "train"]
 
@@ -61,6 +59,6 @@ def train(output: str, recipe: str = "tweets", data: str | None = None, **settin
     Raises:
         SentimentError: A setting or the data can't be used.
     """
-    job: Job[Any] = TRAIN_BERT if recipe in BERT_RECIPES else TRAIN_LSTM
+    job = job_of(recipe)
     given = {"output": output, "recipe": recipe, **({} if data is None else {"data": data}), **settings}
     return job.run(*job.load(given))

@@ -8,12 +8,9 @@ from typing import Self
 
 
 class Background:
-    """Calls a function every few seconds in a thread of its own, for a `with` block.
+    """Calls a function every few seconds in a thread of its own, for a `with` block; what it raises ends the thread.
 
-    Args:
-        name: The thread's.
-        every_s: Seconds before each call, or a function that gives them.
-        call: What is called; what it raises ends the thread.
+    `every_s` are the seconds before each call, or a function that gives them.
     """
 
     def __init__(self, name: str, every_s: float | Callable[[], float], call: Callable[[], None]) -> None:

@@ -37,13 +37,7 @@ _MIN_BATCH = 8
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded rows of one split, flat: row i is `ids[offsets[i]:offsets[i + 1]]`.
-
-    Attributes:
-        ids: Token ids of all rows, one after another.
-        offsets: N + 1 positions in `ids`.
-        labels_N: 0 negative, 1 positive.
-    """
+    """`Rows` of encoded texts, flat: row i is `ids[offsets[i]:offsets[i + 1]]`."""
 
     ids: Int32Array
     offsets: Int64Array
@@ -133,15 +127,9 @@ def padded_rows(count: int) -> int:
 
 
 def pad(rows: Sequence[Any], pad_id: int, num_rows: int = 1) -> tuple[Tensor, Tensor]:
-    """Lay rows of ids side by side.
+    """Lay rows of ids side by side, as ids_BT int32 and lengths_B int64.
 
-    Args:
-        rows: Token ids of each row, lists or arrays. An empty row becomes one pad token: every row has a last token.
-        pad_id: Fills short rows.
-        num_rows: Rows at least; those that are missing are such rows of one pad token.
-
-    Returns:
-        ids_BT int32 and lengths_B int64.
+    An empty row becomes one pad token, since every row has a last token; so do rows that are missing to `num_rows`.
     """
     lengths = [max(1, len(row)) for row in rows] + [1] * (num_rows - len(rows))
     ids_BT = np.full((len(lengths), padded_length(max(lengths))), pad_id, dtype=np.int32)
@@ -151,7 +139,7 @@ def pad(rows: Sequence[Any], pad_id: int, num_rows: int = 1) -> tuple[Tensor, Te
 
 
 def length_ordered(lengths_N: Int64Array, batch_size: int, token_budget: int) -> list[Int64Array]:
-    """Cut rows into batches for inference: rows of about one length together, the longest first.
+    """Cut rows into batches for inference, by row number: rows of about one length together, the longest first.
 
     Lengths have a long tail, so equal batches of sorted rows would be a fifth padding: the few longest rows of a shard
     of tweets are ten times the median. The cut with the least work is found by dynamic programming over the sorted
@@ -161,9 +149,6 @@ def length_ordered(lengths_N: Int64Array, batch_size: int, token_budget: int) ->
         lengths_N: Tokens of each row.
         batch_size: Rows of the largest batch; the others are it halved some times, so only a few sizes occur.
         token_budget: Padded tokens that a batch may hold; bounds memory on long texts.
-
-    Returns:
-        Row numbers of each batch, every row once.
     """
     if not len(lengths_N):
         return []
@@ -224,12 +209,7 @@ class LengthBucketedBatches:
         return math.ceil(len(self.rows) / self.batch_size) if self.shuffle else len(self.plan(0))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield this rank's batches of one epoch.
-
-        Args:
-            epoch: Picks the order.
-            start: Batches to leave out at the beginning, to resume where a run was stopped.
-        """
+        """Yield this rank's batches of one epoch but for the first `start`, to resume where a run was stopped."""
         lengths_N = np.minimum(self.rows.lengths_N, self.max_length)
         for rows_N in self.plan(epoch)[start:]:
             # Every world_size-th row: each rank's share has the same spread of lengths.

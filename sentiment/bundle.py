@@ -7,7 +7,7 @@
     README.md           model card
     MANIFEST.json       size and sha256 of each file; written last, so a directory without it is no bundle
 
-No pickle in either direction. A bundle may come from a stranger: what it says is checked against limits and against its
+No pickle in either direction. A bundle may come from anywhere: what it says is checked against limits and against its
 files before memory is taken for any of it (docs/bundles.md). The model id is the recipe's name and a digest of the
 manifest, so two bundles with the same id predict the same.
 """
@@ -84,13 +84,7 @@ class _Manifest(_Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk.
-
-    Attributes:
-        path: The directory.
-        model_id: Recipe and digest, e.g. `bilstm-3f1c9a0b2d4e`.
-        config: Shape and limits.
-    """
+    """A verified bundle on disk; its `model_id` is recipe and digest, such as `bilstm-3f1c9a0b2d4e`."""
 
     path: Path
     model_id: str
@@ -98,10 +92,9 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Open a bundle and check every file against the manifest.
+        """Open a bundle, given as a directory or URI, and check every file against the manifest.
 
-        Args:
-            path: Directory, or a URI of one, which is copied to this machine's cache first.
+        A URI's files are copied to this machine's cache first.
 
         Raises:
             BundleError: The directory is no bundle, a file is missing, altered or of another format; says which.
@@ -136,7 +129,7 @@ class Bundle:
         return cls(path, manifest.model_id, config)
 
     def weights(self) -> dict[str, Tensor]:
-        """Load the state dict, on the CPU; BundleError if it isn't safetensors, or holds NaN or infinite numbers."""
+        """Load the state dict on the CPU; BundleError if it isn't safetensors, or holds NaN or infinite numbers."""
         try:
             weights = load_file(self.path / WEIGHTS)
         except (SafetensorError, OSError) as error:
@@ -159,19 +152,15 @@ def write_bundle(
     metrics: dict[str, Any],
     card: str,
 ) -> Bundle:
-    """Write a bundle, the manifest last; what an earlier one left in the directory is replaced.
+    """Write a bundle, the manifest last, and read it back; what an earlier one left in the directory is replaced.
 
     Args:
         path: Directory, made if need be.
         config: Shape and limits.
-        weights: State dict of the model that `config.model` describes; of an encoder that the config refers to, only
-            what was trained.
+        weights: State dict of the model; of an encoder that the config refers to, only what was trained.
         tokenizer: The one it was trained with.
         metrics: Figures for `metrics.json`.
         card: Text of the model card.
-
-    Returns:
-        The bundle as read back.
     """
     path.mkdir(parents=True, exist_ok=True)
     (path / MANIFEST).unlink(missing_ok=True)

@@ -9,14 +9,13 @@ import pkgutil
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sentiment.cli import Job
-from sentiment.config import unknown
-from sentiment.errors import ConfigError
+from sentiment.errors import ConfigError, unknown
 from sentiment.observability import log
 from sentiment.observability.status import LIBRARIES, status_line
 from sentiment.settings import (
@@ -28,24 +27,27 @@ from sentiment.settings import (
     TrainBertSettings,
     TrainSettings,
 )
-from sentiment.training.recipes import (
-    BERT_RECIPES,
-    RECIPES,
-    BagRecipe,
-    BertRecipe,
-    RecurrentRecipe,
-    get_bert_recipe,
-    get_recipe,
-)
+from sentiment.training.recipes import BERT_RECIPES, RECIPES, Recipe, get_bert_recipe, get_recipe
 
 
-def _prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    with status_line(LIBRARIES):
-        from sentiment.data.prepare import prepare
-        from sentiment.session import writing_to
+def _writing(work: str, then: str = "the same command resumes the run") -> Callable[[Any, RaySettings], dict[str, Any]]:
+    """Make a job's `run` of a function, given as `module:name`, that writes to the output.
 
-    with writing_to(settings.output, "start anew with --overwrite"):
-        return prepare(settings, ray_settings)
+    `then` is what to do once an output that couldn't be written to can be again.
+    """
+
+    def run(settings: Any, ray_settings: RaySettings) -> dict[str, Any]:
+        with status_line(LIBRARIES):
+            function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(work)
+            from sentiment.session import writing_to
+
+        started = time.monotonic()
+        with writing_to(settings.output, then):
+            result = function(settings, ray_settings)
+        result.setdefault("duration_s", round(time.monotonic() - started, 1))
+        return result
+
+    return run
 
 
 def _train_lstm(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, Any]:
@@ -89,33 +91,13 @@ def _train_bert(settings: TrainBertSettings, ray_settings: RaySettings) -> dict[
     return result
 
 
-def _score(settings: ScoreSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    with status_line(LIBRARIES):
-        from sentiment.scoring.pipeline import score
-        from sentiment.session import writing_to
-
-    with writing_to(settings.output):
-        return score(settings, ray_settings)
-
-
-def _evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    with status_line(LIBRARIES):
-        from sentiment.scoring.evaluation import evaluate
-        from sentiment.session import writing_to
-
-    started = time.monotonic()
-    with writing_to(settings.output):
-        result = evaluate(settings, ray_settings)
-    return {**result, "duration_s": round(time.monotonic() - started, 1)}
-
-
 def _demo(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
     from sentiment.demo import run
 
     return run(settings, ray_settings)
 
 
-def _recipe_lines(recipes: dict[str, Any]) -> str:
+def _recipe_lines(recipes: Mapping[str, Recipe]) -> str:
     return "\n".join(f"  {name:<19}{recipe.summary}" for name, recipe in recipes.items())
 
 
@@ -132,7 +114,7 @@ URIs. The output folder gets train/, validation/, test/ and rejected/ as Parquet
 last line of stdout is one JSON object; rows_in = train + validation + test + duplicates + neutral + rejected.
 """,
     PrepareSettings,
-    _prepare,
+    _writing("sentiment.data.prepare:prepare", then="start anew with --overwrite"),
 )
 
 TRAIN_LSTM: Job[TrainSettings] = Job(
@@ -149,11 +131,10 @@ Without --address it runs on an embedded Ray. The last line of stdout is one JSO
 bundle/, checkpoints/, metrics.jsonl (a line an epoch), metrics.json and curve.png.
 
 Recipes:
-{_recipe_lines({**RECIPES})}
+{_recipe_lines(RECIPES)}
 """,
     TrainSettings,
     _train_lstm,
-    overrides=(RecurrentRecipe, BagRecipe),
 )
 
 TRAIN_BERT: Job[TrainBertSettings] = Job(
@@ -173,11 +154,10 @@ The last line of stdout is one JSON object; the output folder gets bundle/, chec
 epoch), metrics.json and curve.png.
 
 Recipes:
-{_recipe_lines({**BERT_RECIPES})}
+{_recipe_lines(BERT_RECIPES)}
 """,
     TrainBertSettings,
     _train_bert,
-    overrides=(BertRecipe,),
 )
 
 SCORE = Job(
@@ -193,7 +173,7 @@ can't be scored, each with its reason) and, last, manifest.json and _SUCCESS. A 
 stopped: give the same command again. The last line of stdout is one JSON object; rows_in = rows_scored + rows_rejected.
 """,
     ScoreSettings,
-    _score,
+    _writing("sentiment.scoring.pipeline:score"),
 )
 
 EVALUATE = Job(
@@ -208,18 +188,18 @@ p_positive of each row, addressed by source_file and source_row) and rejected/ (
 last line of stdout is one JSON object.
 """,
     EvaluateSettings,
-    _evaluate,
+    _writing("sentiment.scoring.evaluation:evaluate"),
 )
 
 DEMO = Job(
     "demo",
-    """Run the main job from end to end on an embedded Ray: prepare → train → score, and show the commands it runs.
+    """Prepare, train and score from end to end on an embedded Ray, and show the commands that do it.
 
-  sentiment demo                                                     # on a small corpus that is generated
+  sentiment demo                                                     # on generated tweets
   sentiment demo --data training.1600000.processed.noemoticon.csv    # on your own labeled tweets
 
-Without --data it writes a corpus of its own, in the form of Sentiment140, whose labels depend on the order of words.
-The archive that it scores is JSON lines with bad rows among them. Everything lands in runs/demo; each run replaces it.
+Without --data it generates labeled tweets in Sentiment140's format, whose labels depend on the order of words. The
+archive that it scores is JSON lines, with invalid rows among them. All results are in runs/demo; each run replaces it.
 """,
     DemoSettings,
     _demo,
@@ -231,12 +211,12 @@ COMMANDS = {
     "train": ("sentiment.commands:train", "prepared data set → a bundle: model, tokenizer, metrics"),
     "score": ("sentiment.commands:SCORE.main", "archives of texts → Parquet, each row exactly once"),
     "evaluate": ("sentiment.commands:EVALUATE.main", "labeled texts → accuracy, loss, macro-F1, confusion counts"),
-    "predict": ("sentiment.predict:main", "label texts that are given, or lines of standard input"),
+    "predict": ("sentiment.predict:main", "label single texts, or the lines of standard input"),
     "serve": ("serve_app.__main__:JOB.main", "serve a bundle over HTTP until Ctrl-C"),
     "submit": ("sentiment.submission:main", "run a job on a Ray cluster as if it ran here"),
     "vectors": ("sentiment.vectors.__main__:main", "ask word vectors (GloVe) about words"),
-    "config": ("sentiment.config_command:main", "show the settings in force and where each comes from"),
-    "demo": ("sentiment.commands:DEMO.main", "the main job from end to end, on data of its own"),
+    "config": ("sentiment.cli:show_config", "show the settings in force, and where each value comes from"),
+    "demo": ("sentiment.commands:DEMO.main", "prepare, train and score from end to end, on generated tweets"),
 }
 _ABOUT = """usage: sentiment COMMAND …
 
@@ -253,18 +233,15 @@ models is trained; otherwise lstm (recipe tweets) or bert (recipe bert-gru) does
 listed by `sentiment train lstm --help` and `sentiment train bert --help`.
 
 Recipes of lstm:
-{_recipe_lines({**RECIPES})}
+{_recipe_lines(RECIPES)}
 
 Recipes of bert:
-{_recipe_lines({**BERT_RECIPES})}
+{_recipe_lines(BERT_RECIPES)}
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer one command line of `sentiment`.
-
-    Args:
-        argv: Arguments; None: those of the process.
+    """Answer one command line of `sentiment`; `argv` is the process's if not given.
 
     Returns:
         The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for anything else.
@@ -283,29 +260,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         command: Callable[[Sequence[str]], int] = pkgutil.resolve_name(COMMANDS[name][0])
         return command(rest)
-    return log.run_command("sentiment", lambda: _refuse(name))
-
-
-def _refuse(name: str) -> int:
     if not name:
-        raise ConfigError(f"give a command: {', '.join(COMMANDS)}; --help explains them")
-    if name.startswith("-") or not name.isidentifier():
-        # `sentiment TEXT …` once labeled texts. They may be anybody's, so messages don't repeat them.
-        raise ConfigError('texts are labeled by `sentiment predict "a text"`; --help lists the commands')
-    raise unknown("command", name, COMMANDS, "sentiment")
+        problem = ConfigError(f"give a command: {', '.join(COMMANDS)}; --help explains them")
+    elif name.isidentifier():
+        problem = unknown("command", name, COMMANDS, "sentiment")
+    else:  # `sentiment TEXT …` once labeled texts. They may be anybody's, so messages don't repeat them.
+        problem = ConfigError('texts are labeled by `sentiment predict "a text"`; --help lists the commands')
+
+    def refuse() -> int:
+        raise problem
+
+    return log.run_command("sentiment", refuse)
 
 
 def train(argv: Sequence[str]) -> int:
-    """Answer `sentiment train`: by the family that is named, or else by the recipe's.
+    """Answer `sentiment train`, by the family of models that is named, or else by the recipe's."""
 
-    Args:
-        argv: Arguments behind `train`.
-    """
-    family, flags = (argv[0], argv[1:]) if argv and argv[0] in ("lstm", "bert") else ("", argv)
-    if not family and any(word in ("-h", "--help") for word in flags):
-        print(_ABOUT_TRAIN, end="")
-        return 0
-    words = [part for word in flags for part in word.split("=", 1)]
-    recipe = words[words.index("--recipe") + 1 :][:1] if "--recipe" in words else []
-    is_bert = family == "bert" if family else recipe and recipe[0] in BERT_RECIPES
-    return TRAIN_BERT.main(flags) if is_bert else TRAIN_LSTM.main(flags)
+    def work() -> int:
+        family, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+        if family in ("lstm", "bert"):
+            return TRAIN_BERT.main(flags) if family == "bert" else TRAIN_LSTM.main(flags)
+        if family:
+            how = "; a recipe is named by --recipe" if family in (*RECIPES, *BERT_RECIPES) else ""
+            raise ConfigError(f"sentiment train is followed by lstm or bert, or by flags, not by {family!r}{how}")
+        if any(word in ("-h", "--help") for word in flags):
+            print(_ABOUT_TRAIN, end="")
+            return 0
+        words = [part for word in flags for part in word.split("=", 1)]
+        recipe = words[words.index("--recipe") + 1 :][:1] if "--recipe" in words else []
+        return (job_of(recipe[0]) if recipe else TRAIN_LSTM).main(flags)
+
+    return log.run_command("train", work)
+
+
+def job_of(recipe: str) -> Job[Any]:
+    """The job that trains a recipe; ConfigError if there is none of that name."""
+    if recipe not in RECIPES and recipe not in BERT_RECIPES:
+        raise unknown("recipe", recipe, (*RECIPES, *BERT_RECIPES), "sentiment train")
+    return TRAIN_BERT if recipe in BERT_RECIPES else TRAIN_LSTM

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from sentiment.errors import ConfigError
+from sentiment.errors import ConfigError, describe, flag_of, unknown
 from sentiment.settings import SECTIONS, DemoSettings, Section, StorageSettings
 
 CONFIG_FILE = "ray_config.yaml"
@@ -61,32 +61,20 @@ class Configuration:
         for name, sections in profiles.items():
             _check_sections(sections or {}, f"profile {name} of {path}")
         _check_sections(content, str(path))
-        self._layers = [(str(path), str(path), content)]
+        self._layers = [(str(path), content)]
         if chosen := profile or os.environ.get(PROFILE_VARIABLE):
             if chosen not in profiles:
                 raise unknown("profile", chosen, profiles, str(path))
-            self._layers.append((f"profile {chosen}", f"profile {chosen} of {path}", profiles[chosen] or {}))
+            self._layers.append((f"profile {chosen}", profiles[chosen] or {}))
 
-    def layers(self, section: type[Section], recipe_fields: Iterable[str] = ()) -> list[tuple[str, dict[str, Any]]]:
-        """What each source says of a section, with today's names of renamed keys.
-
-        Args:
-            section: Which one.
-            recipe_fields: Keys that may stand in it besides its own: a recipe's fields.
-
-        Returns:
-            Name of the source and its values; later ones win.
+    def layers(self, section: type[Section]) -> list[tuple[str, dict[str, Any]]]:
+        """What each source says of a section, with today's names of renamed keys; later sources win.
 
         Raises:
-            ConfigError: A key or variable is unknown.
+            ConfigError: A variable is unknown.
         """
-        known = {*section.keys(), *recipe_fields}
-        found = []
-        for source, where, content in self._layers:
-            values = content.get(section.section) or {}
-            _check_keys(values, known, section, where)
-            found.append((source, values))
-        found += [(_variable(section, name), {name: value}) for name, value in _environment(section, known).items()]
+        found = [(source, content.get(section.section) or {}) for source, content in self._layers]
+        found += [(_variable(section, name), {name: value}) for name, value in _environment(section).items()]
         return [(source, self._with_new_names(section, values)) for source, values in found]
 
     def _with_new_names(self, section: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,80 +89,36 @@ class Configuration:
                 _log.warning("%s of section %s is called %s now; the old name still works", old, section.section, name)
         return values
 
-    def load(self, section: type[S], flags: Mapping[str, Any], recipe_fields: Iterable[str] = ()) -> S:
-        """Put one section together and check it.
+    def load(self, section: type[S], flags: Mapping[str, Any]) -> S:
+        """Put one section together and check it; flags win over all layers.
 
-        Args:
-            section: Which one.
-            flags: Values from the command line; they win.
-            recipe_fields: As for `layers`; their values are collected, unchecked, in the section's field `overrides`.
+        A recipe's values are collected, unchecked, in the section's field `overrides`.
 
         Raises:
-            ConfigError: A key is unknown, a value is invalid or missing; says where it came from.
+            ConfigError: A variable is unknown, a value is invalid or missing; says where it came from.
         """
-        layers = [*self.layers(section, recipe_fields), ("", self._with_new_names(section, flags))]
+        layers = [*self.layers(section), ("", self._with_new_names(section, flags))]
         values = {name: value for _, layer in layers for name, value in layer.items()}
         sources = {name: source for source, layer in layers for name in layer}
-        overrides = {name: values.pop(name) for name in list(values) if name not in section.model_fields}
+        overrides = {name: values.pop(name) for name in section.recipe_fields() if name in values}
         try:
-            settings = section.model_validate({**values, **({"overrides": overrides} if recipe_fields else {})})
+            settings = section.model_validate({**values, **({"overrides": overrides} if overrides else {})})
         except ValidationError as error:
             raise ConfigError(describe(error, sources)) from error
         if isinstance(settings, StorageSettings):
             _refuse_secrets("storage.root", settings.root)
             return settings
         for name in settings.paths:
-            _refuse_secrets(_flag(name), getattr(settings, name))
+            _refuse_secrets(flag_of(name), getattr(settings, name))
         settings = settings.rooted(self.load(StorageSettings, {}).root)
         if isinstance(settings, DemoSettings):
             settings._config_flags = self._flags
         return settings
 
 
-def load(
-    section: type[S],
-    flags: Mapping[str, Any],
-    file: str | None = None,
-    recipe_fields: Iterable[str] = (),
-    profile: str | None = None,
-) -> S:
+def load(section: type[S], flags: Mapping[str, Any], file: str | None = None, profile: str | None = None) -> S:
     """Read the configuration for one section; arguments and errors are those of `Configuration` and its `load`."""
-    return Configuration(file, profile).load(section, flags, recipe_fields)
-
-
-def describe(error: ValidationError, sources: Mapping[str, str] | None = None) -> str:
-    """Say what is wrong with the first five settings, as flags.
-
-    Args:
-        error: What checking them raised.
-        sources: Setting → file, profile or variable that its value is from; empty for a flag.
-    """
-    problems = []
-    for problem in error.errors(include_url=False)[:5]:
-        message = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:
-            problems.append(message)
-        elif problem["type"] == "missing":
-            problems.append(f"{_flag(str(problem['loc'][0]))} is required")
-        else:
-            name = str(problem["loc"][0])
-            source = (sources or {}).get(name)
-            problems.append(
-                f"{_flag(name)}: {message}, got {problem['input']!r}" + (f" from {source}" if source else "")
-            )
-    return "; ".join(problems)
-
-
-def unknown(what: str, name: str, known: Iterable[str], where: str) -> ConfigError:
-    """The error for an unknown name, with the near ones, or else all that are known."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
-    return ConfigError(f"unknown {what} {name!r} in {where}: {hint}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return Configuration(file, profile).load(section, flags)
 
 
 def _variable(section: type[Section], name: str) -> str:
@@ -212,18 +156,13 @@ def _check_sections(content: Any, where: str) -> None:
     for name, values in _mapping_of_sections(content, where).items():
         if name not in SECTIONS:
             raise unknown("section", str(name), SECTIONS, where)
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"section {name} of {where} must hold `key: value` lines")
         section = SECTIONS[name]
-        # Those that take a recipe's fields too are checked by the command that knows which recipe.
-        known = None if "overrides" in section.model_fields else set(section.keys())
-        _check_keys(values or {}, known, section, where)
-
-
-def _check_keys(values: Any, known: set[str] | None, section: type[Section], where: str) -> None:
-    if not isinstance(values, dict):
-        raise ConfigError(f"section {section.section} of {where} must hold `key: value` lines")
-    for name in values:
-        if known is not None and name not in {*known, *dict(section.renamed)}:
-            raise unknown("key", str(name), known, f"section {section.section} of {where}")
+        known = {*section.keys(), *section.recipe_fields()}
+        for key in values or ():
+            if key not in {*known, *dict(section.renamed)}:
+                raise unknown("key", str(key), known, f"section {name} of {where}")
 
 
 def _is_service_link(variable: str) -> bool:
@@ -247,8 +186,9 @@ def _check_environment() -> None:
             raise unknown("setting", name, known, "the environment")
 
 
-def _environment(section: type[Section], known: set[str]) -> dict[str, Any]:
+def _environment(section: type[Section]) -> dict[str, Any]:
     """Values of a section's variables; those that aren't its fields stay text."""
+    known = {*section.keys(), *section.recipe_fields()}
     prefix = _variable(section, "")
     # SENTIMENT_TRAIN_BERT_SEED is no setting BERT_SEED of section train.
     others = tuple(other for other in (_variable(one, "") for one in SECTIONS.values()) if len(other) > len(prefix))
@@ -269,6 +209,6 @@ def _environment(section: type[Section], known: set[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from sentiment.config_command import main
+    from sentiment.cli import show_config
 
-    sys.exit(main())
+    sys.exit(show_config())

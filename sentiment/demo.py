@@ -1,4 +1,4 @@
-"""The main job from end to end on an embedded Ray: prepare → train → score, and a table of the results."""
+"""Prepare, train and score from end to end on an embedded Ray, and a table of the results."""
 
 from __future__ import annotations
 
@@ -21,18 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(settings: DemoSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    """Run the three commands and show the results.
-
-    Args:
-        settings: Section `demo`.
-        ray_settings: Section `ray`.
-
-    Returns:
-        The command's JSON: test accuracy, counts and speed of scoring, and where things are.
-
-    Raises:
-        SentimentError: The data can't be read, or overlaps the output.
-    """
+    """Run the three commands and show the results; returns the command's JSON."""
     with status_line(LIBRARIES):
         from sentiment.data.synthetic import write_archive, write_sentiment140
         from sentiment.session import ray_session

@@ -12,11 +12,7 @@ from sentiment.settings import Precision
 
 
 def pick_device(use_gpu: bool | None = None) -> torch.device:
-    """Choose the device.
-
-    Args:
-        use_gpu: True for CUDA, False for the CPU, None for CUDA where there is one.
-    """
+    """CUDA or the CPU, as told; None: CUDA where there is a GPU."""
     if use_gpu is None:
         use_gpu = torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")

@@ -36,12 +36,8 @@ def unknown_labels(reasons: Mapping[str, int]) -> str:
 def refuse_labels(reasons: Mapping[str, int], rows: int, usable: int) -> None:
     """Refuse labels of which none is understood, and numbers of a scale (stars): their 1 would pass for positive.
 
-    Args:
-        rows: Rows that have a label, these included.
-        usable: How many of them have a label that is understood.
-
     Raises:
-        DataError: No row is usable, some for their label; or numbers that are no label of ours are more than a third.
+        DataError: None of the `rows` that have a label is usable; or over a third are numbers that are no labels.
     """
     if not usable and (unknown := unknown_labels(reasons)):
         raise DataError(f"{unknown}. Map them to 0 and 1 first, or name another column with --label-column")
@@ -57,11 +53,7 @@ def refuse_labels(reasons: Mapping[str, int], rows: int, usable: int) -> None:
 def refuse_one_class(counts: Sequence[int], what: str) -> None:
     """Refuse rows that all have the same label: whatever always answers that would be right about all of them.
 
-    Args:
-        counts: Rows of each label, in the labels' order.
-
-    Raises:
-        DataError: Fewer than two labels have rows.
+    `counts` are the rows of each label, in the labels' order.
     """
     if sum(count > 0 for count in counts) == 1:
         rows, label = max(zip(counts, LABELS, strict=True))
@@ -72,11 +64,7 @@ def refuse_one_class(counts: Sequence[int], what: str) -> None:
 
 
 def read_label(value: object, *, has_neutral: bool) -> tuple[int | None, str | None]:
-    """Understand one label.
-
-    Args:
-        value: As it stands in the file.
-        has_neutral: Whether the file's form knows a neutral label (Sentiment140).
+    """Understand one label as it stands in a file, which may have a neutral one (Sentiment140).
 
     Returns:
         (0 or 1, None), (None, reason), or (None, None) where there is no label.

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from sentiment.cli import Parser
+from sentiment.cli import Parser, print_lines
 from sentiment.errors import BundleError, ConfigError, DataError, ResourceError
 from sentiment.observability.log import run_command
 from sentiment.observability.status import status_line
@@ -41,7 +41,7 @@ DEFAULT_MODEL = "runs/demo/model/bundle"  # what `sentiment demo` writes
 _CHUNK_LINES = 1024
 # A chunk of long texts ends earlier, so that memory doesn't grow with the length of the lines.
 _CHUNK_CHARACTERS = 1 << 20
-# Whatever would end a line, begin a column or control the terminal: the texts come from strangers.
+# Whatever would end a line, begin a column or control the terminal: the texts are untrusted.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _log = logging.getLogger(__name__)
 
@@ -54,20 +54,13 @@ class Line(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer one command line.
-
-    Args:
-        argv: Arguments; None: those of the process.
-
-    Returns:
-        The exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
-    """
+    """Answer one command line; returns the exit code. `argv` is the process's if not given."""
 
     def work() -> int:
         try:
             _label(parse(sys.argv[1:] if argv is None else argv))
         except BrokenPipeError:
-            return 0  # `| head` has seen enough: nothing went wrong.
+            pass  # `| head` has seen enough: nothing went wrong.
         except KeyboardInterrupt:
             return 130
         return 0
@@ -82,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     about = f"bundle (folder or URI; default: $SENTIMENT_MODEL, else {DEFAULT_MODEL})"
     parser.add_argument("--model", metavar="PATH", help=about)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of columns")
-    choices, about = typing.get_args(Precision), "auto: bf16 where the hardware has it (default: auto)"
+    choices, about = typing.get_args(Precision), "number format; auto: bf16 where the hardware has it (default: auto)"
     parser.add_argument("--precision", choices=choices, default="auto", help=about)
     about = "run on a GPU, or on the CPU (default: a GPU if there is one)"
     parser.add_argument("--use-gpu", action=argparse.BooleanOptionalAction, help=about)
@@ -120,7 +113,7 @@ def _label(options: argparse.Namespace) -> None:
     given = (Line(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")) for text in options.texts)
     lines = given if options.texts else _lines_of(sys.stdin.buffer)
     for chunk in chunks(lines, 1 if is_typed else _CHUNK_LINES):
-        _write(_answers(predictor, chunk, as_json=options.json))
+        print_lines(_answers(predictor, chunk, as_json=options.json))
         if options.texts or is_typed:
             _warn_of_unknown_words(predictor, chunk)
 
@@ -188,17 +181,3 @@ def _warn_of_unknown_words(predictor: Predictor, chunk: Sequence[Line]) -> None:
         if 2 * known < words:
             which = "this text" if len(chunk) == 1 else f"text {number}"
             _log.warning("the model knows %d of %d words of %s", known, words, which)
-
-
-def _write(lines: Iterable[str]) -> None:
-    """Print lines and push them out, so that whoever reads them sees each chunk when it is done."""
-    try:
-        print("\n".join(lines), flush=True)
-    except OSError as error:
-        # As Python's documentation has it: else the interpreter would flush what is left, and fail, on its way out.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise ResourceError(f"standard output can't be written: {error.strerror}") from error

@@ -31,9 +31,8 @@ from sentiment.models.encoders import find_encoder, load_encoder
 from sentiment.schema import LABELS, NEGATIVE, POSITIVE
 from sentiment.settings import Precision
 from sentiment.text import normalize
-from sentiment.tokenizer_json import panics_are_errors
 from sentiment.tokenizers import EncoderTokenizer, WordTokenizer
-from sentiment.untrusted import tensors_in
+from sentiment.untrusted import panics_are_errors, tensors_in
 
 # Rows of a batch, fewer where texts are long (`TOKEN_BUDGET`).
 BATCH_SIZE = 256
@@ -99,7 +98,7 @@ class Predictor:
         """
         bundle = Bundle.open(path)
         tokenizer = bundle.tokenizer()
-        _check_tokenizer(bundle, tokenizer)  # Before the weights: it is what most often is a stranger's trick.
+        _check_tokenizer(bundle, tokenizer)  # Before the weights: it is the likeliest to be forged.
         predictor = cls(bundle, _load_model(bundle), pick_device(use_gpu), precision, tokenizer)
         # Score a short text and a long one: settings may be valid each for itself and yet not go together.
         length = min(bundle.config.max_length, _TRIAL_TOKENS)
@@ -138,13 +137,7 @@ class Predictor:
         return [(sum(id_ != self.tokenizer.unk_id for id_ in ids), len(ids)) for ids in self.encode(texts)]
 
     def logits(self, ids: Sequence[Sequence[int]]) -> FloatArray:
-        """Compute the logit of the positive class of each encoded text.
-
-        Args:
-            ids: Token ids of each text.
-
-        Returns:
-            logits_N, in the texts' order.
+        """Compute logits_N, the logit of the positive class of each encoded text.
 
         Raises:
             BundleError: A logit is no number: the weights are so large that sums of them are infinite.

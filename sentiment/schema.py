@@ -32,7 +32,7 @@ IDS = "ids"
 # What an evaluated row was labeled, 0 or 1.
 TRUE_LABEL = "true_label"
 
-# Added by scoring; its label is a word of `LABELS`.
+# Added by scoring; its label is one of `LABELS`.
 SCORE_LABEL = "label"
 SCORE = "score"
 P_POSITIVE = "p_positive"

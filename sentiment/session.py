@@ -232,12 +232,9 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def capacity(cpus: float, gpus: float = 0, spare_cpus: float = 0) -> int:
-    """How many processes of a kind the cluster can hold, were it empty.
+    """How many processes of so many CPUs and GPUs, each on one node, the cluster can hold, were it empty.
 
-    Args:
-        cpus: CPUs of each; they must be on one node.
-        gpus: GPUs of each.
-        spare_cpus: CPUs of each node that are left alone.
+    `spare_cpus` of each node are left alone.
     """
     count = 0
     for node in node_resources():
@@ -253,11 +250,8 @@ def require_capacity(
     """Refuse work that the cluster can never start, once the autoscaler, if any, had time to add nodes.
 
     Args:
-        count: Processes that run at the same time.
+        count: Processes that run at the same time; `cpus`, `gpus` and `spare_cpus` are those of `capacity`.
         what: Their name, for messages.
-        cpus: CPUs of each; they must be on one node.
-        gpus: GPUs of each.
-        spare_cpus: CPUs of each node that are left alone.
         wait_s: Seconds to wait for nodes.
 
     Raises:
@@ -288,7 +282,7 @@ def require_capacity(
 
 
 @contextmanager
-def writing_to(output: str, then: str = "the same command resumes the run") -> Iterator[None]:
+def writing_to(output: str, then: str) -> Iterator[None]:
     """Turn an OSError into a DataError that says which output can't be written to, and what to do then."""
     try:
         yield

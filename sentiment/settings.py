@@ -6,6 +6,7 @@ made of it, its type, limits and default. Imports neither torch nor Ray, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sentiment.storage.uris import is_uri, join
+from sentiment.training.recipes import BERT_RECIPES, RECIPES, Recipe
 
 # In a field's `json_schema_extra`: what its flag means when no value follows.
 FLAG_ALONE = "flag_alone"
@@ -27,6 +29,7 @@ class Section(BaseSettings):
         paths: Fields that hold paths or URIs of data, models and results; relative ones begin at `storage.root`.
         groups: Headings of `--help`, each behind the name of the first field below it.
         renamed: Old names of keys, each with today's; the old ones still work, with a warning.
+        named_recipes: Recipes whose fields may stand in the section too, and are flags of its command.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -34,6 +37,7 @@ class Section(BaseSettings):
     paths: ClassVar[tuple[str, ...]] = ()
     groups: ClassVar[Pairs] = ()
     renamed: ClassVar[Pairs] = ()
+    named_recipes: ClassVar[Mapping[str, Recipe]] = {}
     _root: str | None = PrivateAttr(None)
     _config_flags: tuple[str, ...] = PrivateAttr(())
 
@@ -55,12 +59,17 @@ class Section(BaseSettings):
         """The section's keys and their fields: all fields but `overrides`, which holds a recipe's."""
         return {name: field for name, field in cls.model_fields.items() if name != "overrides"}
 
-    def rooted(self, root: str | None) -> Self:
-        """Copy whose relative paths begin at a folder or URI.
+    @classmethod
+    def recipe_fields(cls) -> dict[str, FieldInfo]:
+        """Fields of all kinds of its recipes that the section itself doesn't have."""
+        fields: dict[str, FieldInfo] = {}
+        for kind in dict.fromkeys(type(recipe) for recipe in cls.named_recipes.values()):
+            known = (*kind.WORDS, *cls.model_fields, *fields)
+            fields |= {name: field for name, field in kind.model_fields.items() if name not in known}
+        return fields
 
-        Args:
-            root: The folder or URI; None: paths stay relative to the working directory.
-        """
+    def rooted(self, root: str | None) -> Self:
+        """Copy whose relative paths begin at a folder or URI; None: they stay relative to the working directory."""
         given = {name: value for name in self.paths if (value := getattr(self, name)) is not None}
         rooted = {
             name: [_join(root, path) for path in value] if isinstance(value, list) else _join(root, value)
@@ -102,7 +111,8 @@ _Precision = Annotated[
     Precision, Field(description="number format of the forward pass; auto: bf16 where the hardware has it")
 ]
 _Encoding = Annotated[
-    Encoding, Field(description="encoding of text files; auto: UTF-8, or Latin-1 for lines of Sentiment140 that aren't")
+    Encoding,
+    Field(description="encoding of text files; auto: UTF-8, or Latin-1 for lines of Sentiment140 that are no UTF-8"),
 ]
 _TextColumn = Annotated[
     str | None, Field(description="column with the text; null: found by its name (text, tweet, review, …)")
@@ -113,10 +123,11 @@ _LabelColumn = Annotated[
 _Labeled = Annotated[list[str], Field(min_length=1, description="labeled files, folders, globs or URIs to read")]
 _Model = Annotated[str, Field(description="bundle (folder or URI) that a training job wrote")]
 _NumActors = Annotated[
-    int | None, Field(gt=0, description="model actors; null: one for each CPU of the cluster, with use_gpu each GPU")
+    int | None,
+    Field(gt=0, description="model actors; null: as many as fit on the cluster's CPUs, or with use_gpu on its GPUs"),
 ]
 _ActorsOnGpu = Annotated[bool, Field(description="run the model actors on GPUs")]
-_GpusPerActor = Annotated[float, Field(gt=0, description="GPUs of a model actor with use_gpu; 0.25: four share one")]
+_GpusPerActor = Annotated[float, Field(gt=0, description="GPUs per model actor, with use_gpu; 0.25: four share one")]
 _SortWindowRows = Annotated[
     int,
     Field(gt=0, description="rows that a model actor sorts by length together; more: less padding, more memory"),
@@ -148,7 +159,7 @@ class RaySettings(Section):
     object_store_gib: float | None = Field(None, ge=0.1)
     """shared memory of the embedded Ray, in GiB; null: 30 % of the machine's memory"""
     wait_for_nodes_s: float = Field(0.0, ge=0)
-    """seconds to wait for an autoscaler to add the nodes that a job needs; 0: refuse at once"""
+    """seconds to wait for an autoscaler to add the nodes that a job needs; 0: refuse a job that doesn't fit at once"""
     worker_timeout_s: float = Field(120.0, gt=0)
     """seconds without a sign of life after which a worker process counts as frozen and is replaced"""
     dashboard: bool = False
@@ -177,9 +188,9 @@ class PrepareSettings(Section):
     validation_share: float = Field(0.05, ge=0, lt=1)
     """share of the rows for validation, which picks the best epoch: a few thousand rows are enough"""
     test_share: float = Field(0.10, ge=0, lt=1)
-    """share of the rows for testing; 5,000 rows measure accuracy to half a point; 0 with test_input"""
+    """share of the rows for testing; 5,000 rows measure accuracy to half a point; ignored with test_input"""
     vocabulary_size: int = Field(25_000, gt=0, le=1_000_000)
-    """maximum words of the vocabulary, besides <unk> and <pad>"""
+    """maximum number of words in the vocabulary, besides <unk> and <pad>"""
     min_frequency: int = Field(2, gt=0)
     """occurrences a word needs to enter the vocabulary; rarer ones train the vector of <unk>"""
     rows_per_file: int = Field(100_000, gt=0)
@@ -197,6 +208,7 @@ class TrainSettings(Section):
     """How `sentiment train lstm` trains; fields of the recipe may stand here too, such as `epochs: 5`."""
 
     section = "train"
+    named_recipes: ClassVar[Mapping[str, Recipe]] = RECIPES
     paths: ClassVar[tuple[str, ...]] = ("data", "output")
     groups: ClassVar[Pairs] = (("cpus_per_worker", "workers"), ("resume", "checkpoints"), ("mlflow", "tracking"))
 
@@ -212,9 +224,9 @@ class TrainSettings(Section):
     use_gpu: bool = False
     """give each worker one GPU"""
     cpus_per_worker: int = Field(1, gt=0)
-    """CPUs, and torch threads, of a worker; more workers beat threads"""
+    """CPUs, and torch threads, of a worker; several workers are faster than one with several threads"""
     seed: int = Field(1, ge=0, lt=2**63)
-    """seed of everything random in training"""
+    """seed of all random numbers in training"""
     precision: _Precision = "auto"
     resume: bool = False
     """resume from the last checkpoint in the output folder"""
@@ -222,9 +234,9 @@ class TrainSettings(Section):
     checkpoint_steps: int = Field(0, ge=0)
     """optimizer steps between checkpoints, besides the one after each epoch; 0: none"""
     max_failures: int = Field(2, ge=0)
-    """worker failures after which training restarts from the last checkpoint; one more ends it"""
+    """worker failures after which training restarts from the last checkpoint; the next one ends it"""
     collective_timeout_s: int = Field(120, gt=0)
-    """seconds that a worker waits for the others before it fails, which bounds a hang"""
+    """seconds that a worker waits for the others' gradients before it fails, so that a hang ends"""
     mlflow: str | None = Field(None, json_schema_extra={FLAG_ALONE: "runs/mlflow"})
     """log to MLflow: a tracking URI, or a folder for its database (the flag without a value: runs/mlflow); null: no
     tracking"""
@@ -243,6 +255,7 @@ class TrainBertSettings(TrainSettings):
     """How `sentiment train bert` trains; fields of the recipe may stand here too, such as `encoder: minilm`."""
 
     section = "train_bert"
+    named_recipes = BERT_RECIPES
     paths = ("data", "output", "features")
     groups = (*TrainSettings.groups, ("cache_features", "encoder"))
 
@@ -251,8 +264,8 @@ class TrainBertSettings(TrainSettings):
     recipe: str = "bert-gru"
     """named recipe: model and hyperparameters; --help lists them"""
     cache_features: Literal["auto", "always", "never"] = "auto"
-    """compute the frozen encoder's features once and keep them on disk; auto: if they take less than 80 % of what is
-    free"""
+    """compute the frozen encoder's features once and keep them on disk; auto: if they take less than 80 % of the
+    free disk space"""
     features: str | None = None
     """folder for cached features, shared by runs and kept; null: in the output folder, removed at the end"""
     pass_tokens: int = Field(16_384, gt=0)
@@ -277,7 +290,7 @@ class ScoreSettings(Section):
     text_column: _TextColumn = None
     num_actors: _NumActors = None
     id_column: str | None = None
-    """column whose value is kept, as text, with rejected rows too; null: none"""
+    """column that identifies a row, which is copied, as text, to rejected/ too; null: none"""
     encoding: _Encoding = "auto"
     strict: bool = False
     """stop at the first unreadable file instead of writing it to rejected/ with its reason"""
@@ -288,7 +301,7 @@ class ScoreSettings(Section):
     rows_per_file: int | None = Field(None, gt=0)
     """approximate rows of each Parquet file; null: 4,096 to 262,144, depending on input size and actors"""
     partition_by: list[str] = []
-    """columns that become subfolders of scored/, such as label"""
+    """columns by whose values scored/ is divided into subfolders, such as label"""
     overwrite: bool = False
     """start over: replace what the output folder holds instead of resuming"""
 
@@ -330,11 +343,11 @@ class ServeSettings(Section):
 
     model: _Model
     host: str = "127.0.0.1"
-    """address to listen at; 0.0.0.0: all of the machine's addresses"""
+    """address to listen on; 0.0.0.0: all of the machine's addresses"""
     port: int = Field(8000, ge=0, le=65535)
-    """TCP port to listen at"""
+    """TCP port to listen on"""
     max_replicas: int = Field(2, gt=0)
-    """maximum replicas, started under load"""
+    """maximum number of replicas, started under load"""
     gpus_per_replica: float = Field(0.0, ge=0)
     """GPUs of a replica; 0.25: four share one; 0: on the CPU"""
     name: str = Field("sentiment", pattern=r"^[\w.-]+$")
@@ -353,13 +366,13 @@ class ServeSettings(Section):
     downscale_delay_s: float = Field(300.0, ge=0)
     """seconds of sustained load below target before a replica is removed"""
     max_ongoing_requests: int = Field(4096, gt=0)
-    """maximum concurrent requests of a replica; keep it above max_queued_texts, whose 429 says more"""
+    """maximum concurrent requests of a replica; keep it above max_queued_texts: then overload is answered with 429"""
     max_batch_tokens: int = Field(4096, gt=0)
     """maximum padded tokens of a batch; more: higher throughput, higher latency"""
     max_queued_texts: int = Field(2048, gt=0)
     """maximum texts queued in a replica; requests beyond are answered with 429"""
     retry_after_s: float = Field(1.0, gt=0)
-    """seconds that clients are told to wait after a 429"""
+    """seconds that clients are told to wait after a 429 (header Retry-After)"""
     request_timeout_s: float = Field(30.0, gt=0)
     """seconds until a request without an answer is answered with 504"""
     max_streams: int = Field(16, gt=0)
@@ -367,7 +380,7 @@ class ServeSettings(Section):
     max_texts: int = Field(1024, gt=0)
     """maximum texts of a request"""
     max_text_chars: int = Field(100_000, gt=0)
-    """maximum characters of a text, of which the model reads the first tokens"""
+    """maximum characters of a text; the model reads its first tokens only"""
     max_body_mib: float = Field(8.0, gt=0, le=64)
     """maximum size of a request body, in MiB; /score streams have no limit"""
 
@@ -408,7 +421,7 @@ class ReproduceSettings(Section):
     report: str = "docs/results"
     """folder for reproduction.md and reproduction.json"""
     cpus_per_run: int = Field(1, gt=0)
-    """CPUs, and torch threads, of a run; more runs at once beat threads"""
+    """CPUs, and torch threads, of a run; several runs at once are faster than one with several threads"""
     gpus_per_run: float = Field(0.0, ge=0)
     """GPUs of a run; 0.25: four share one; 0: on the CPU"""
     precision: _Precision = "auto"
@@ -428,7 +441,7 @@ class DemoSettings(Section):
     section = "demo"
 
     data: str | None = None
-    """labeled tweets in Sentiment140's form; null: a small corpus that is generated"""
+    """labeled tweets in Sentiment140's format; null: a small corpus is generated"""
     output: str = "runs/demo"
     """folder for all results; each run replaces it"""
 

@@ -40,7 +40,7 @@ _SECRETS = ("SENTIMENT_API_KEYS",)
 _DEFAULT_VARIABLES = {
     # The cluster that the job was submitted to, whatever `ray.address` of ray_config.yaml says for jobs that run here.
     "SENTIMENT_RAY_ADDRESS": "auto",
-    # SIGTERM, Ray's own choice, ends a driver at once; on SIGINT Ray Train and our jobs tidy up first.
+    # SIGTERM, Ray's own choice, ends a driver at once; on SIGINT Ray Train and our jobs shut down in order.
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     # Seconds until a job that doesn't stop is killed; by default it has 3, a checkpoint takes longer.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
@@ -71,7 +71,7 @@ def plan(
         job: File of the job, relative to the working directory or the checkout.
         flags: The job's own flags, handed on unchanged.
         profile: Profile of ray_config.yaml for the job.
-        assignments: More variables of its environment, as NAME=VALUE.
+        assignments: More environment variables, as NAME=VALUE.
         submission_id: Name on the cluster; made up if not given.
 
     Returns:
@@ -82,18 +82,15 @@ def plan(
     """
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / ".rayignore").is_file():
-        raise ConfigError(
-            f"{checkout} is no checkout of the repository: run jobs/submit.py of one, its code goes along"
-        )
+        raise ConfigError(f"{checkout} is no checkout of the repository: run jobs/submit.py of one, whose code is sent")
     candidates = [(base / job).resolve() for base in (Path.cwd(), checkout)]
     jobs = [path for path in sorted((checkout / "jobs").glob("*.py")) if path.stem != "submit"]
     file = next((path.relative_to(checkout) for path in candidates if path in jobs), None)
     if file is None:
         names = ", ".join(f"jobs/{path.name}" for path in jobs if os.access(path, os.X_OK))
         raise ConfigError(f"no job at {job}; there are {names}")
-    variables = {
-        name: value for name, value in os.environ.items() if name.startswith("SENTIMENT_") and name not in _SECRETS
-    }
+    ours = [name for name in os.environ if name.startswith("SENTIMENT_") and name not in _SECRETS]
+    variables = {name: os.environ[name] for name in ours}
     for name, value in _DEFAULT_VARIABLES.items():
         # An address of Ray that is set here is meant for jobs that run here.
         variables[name] = os.environ.get(name, value) if name.startswith("RAY_") else value
@@ -143,11 +140,7 @@ def _check_paths(settings: Section, checkout: Path) -> None:
 
 
 def dashboard_address(given: str | None) -> str:
-    """The address given by a flag, else by RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's.
-
-    Raises:
-        ConfigError: It isn't the address of a dashboard.
-    """
+    """The address given by a flag, else by RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's."""
     variables = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     candidates = {"--address": given, **{name: os.environ.get(name) for name in variables}, "": DEFAULT_ADDRESS}
     source, address = next((name, value) for name, value in candidates.items() if value)
@@ -159,12 +152,7 @@ def dashboard_address(given: str | None) -> str:
 
 
 def connect(address: str) -> Any:
-    """A `JobSubmissionClient` with the token that there is; Ray's own would wait for ever on a dead connection.
-
-    Raises:
-        ConfigError: The cluster asks for a token, or refuses this one.
-        ResourceError: There is no cluster.
-    """
+    """A `JobSubmissionClient` with the token that there is; Ray's own would wait for ever on a dead connection."""
     from sentiment.session import offer_token, token_refused
 
     source = offer_token()
@@ -244,7 +232,7 @@ def send(client: Any, submission: Mapping[str, Any]) -> None:
 
 
 def notify(line: str) -> None:
-    """Print a line of the job's log, or of ours about it, as it is: both are one stream for people."""
+    """Print a line of the job's log, or of ours about it: both are one stream for people."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -406,19 +394,9 @@ class Follower:
 
 
 def submit(submission: Mapping[str, Any], address: str, *, wait: bool = True) -> int:
-    """Submit a job and stay with it, or print its id as JSON if `wait` is off.
+    """Submit what `plan` made and stay with it; returns the job's exit code, 130 or 143 if it was stopped.
 
-    Args:
-        submission: What to run, from `plan`.
-        address: The dashboard's.
-        wait: Until the job has ended.
-
-    Returns:
-        The job's exit code; 130 or 143 if it was stopped, 1 if it never ran.
-
-    Raises:
-        ConfigError: The cluster refuses the token or the submission.
-        ResourceError: There is no cluster.
+    With `wait` off it prints the job's id as JSON and returns 0.
     """
     name = submission["submission_id"]
     with status_line(f"reaching {address}"):
@@ -443,31 +421,37 @@ _ABOUT = """Run a job on a Ray cluster as if it ran here.
 
 Its log comes on stderr, its JSON on stdout, its exit code is this command's, and Ctrl-C stops it.
 
-  python jobs/submit.py jobs/score.py --model /shared/bundle --input 's3://bucket/*.jsonl.gz' --output s3://bucket/scored
-  python jobs/submit.py --address http://head:8265 --profile gpu-cluster jobs/train_bert.py --output /shared/bert | jq
-  python jobs/submit.py --no-wait --submission-id tonight jobs/prepare.py --input /shared/a.csv --output /shared/a
-  python jobs/submit.py --env HF_HOME=/shared/hub jobs/train_bert.py --data /shared/imdb --output /shared/bert
+  {program} jobs/score.py --model /shared/bundle --input 's3://bucket/*.jsonl.gz' --output s3://bucket/scored
+  {program} --address http://head:8265 --profile gpu-cluster jobs/train_bert.py --output /shared/bert | jq
+  {program} --no-wait --submission-id tonight jobs/prepare.py --input /shared/a.csv --output /shared/a
+  {program} --env HF_HOME=/shared/hub jobs/train_bert.py --data /shared/imdb --output /shared/bert
 
 Flags before the job's file are for the submission, those behind it are the job's own. The code of this checkout, its
-ray_config.yaml and the SENTIMENT_… variables that are set here (but for SENTIMENT_API_KEYS) go along. Data doesn't:
+ray_config.yaml and the SENTIMENT_… variables that are set here (but for SENTIMENT_API_KEYS) are sent along. Data isn't:
 give paths that all nodes see, or URIs. A cluster that asks for a token gets that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH
 or ~/.ray/auth_token. More in docs/cluster.md.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "sentiment submit") -> int:
     """Submit, follow, report; returns the job's exit code, 2 if it could not be submitted."""
     parser = Parser(
-        "jobs/submit.py",
-        _ABOUT,
+        program,
+        _ABOUT.format(program=program),
         usage="%(prog)s [--address URL] [--profile NAME] [--env NAME=VALUE] [--submission-id ID] [--no-wait] JOB …",
     )
     add = parser.add_argument
     add("--address", metavar="URL", help="dashboard (also RAY_API_SERVER_ADDRESS, RAY_ADDRESS; http://127.0.0.1:8265)")
-    add("--profile", metavar="NAME", help="profile of ray_config.yaml that the job takes")
-    add("--env", metavar="NAME=VALUE", action="append", default=[], help="variable for the job; may be given again")
-    add("--submission-id", metavar="ID", help="name of the run on the cluster; made up if not given")
-    add("--no-wait", action="store_true", help="submit, print the id as JSON and leave")
+    add("--profile", metavar="NAME", help="profile of ray_config.yaml that the job uses")
+    add(
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="environment variable for the job; may be repeated",
+    )
+    add("--submission-id", metavar="ID", help="name of the run on the cluster; generated if not given")
+    add("--no-wait", action="store_true", help="submit, print the id as JSON and return")
     add("job", metavar="JOB", help="file of the job, such as jobs/score.py")
     add("flags", metavar="…", nargs=argparse.REMAINDER, help="the job's own flags, as without a cluster")
 

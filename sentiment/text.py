@@ -2,7 +2,7 @@
 
 Training, scoring and serving all read text through `normalize`. It folds what carries no sentiment (addresses, names,
 escapes, invisible characters, the tenth "o" of "sooooo") and keeps what does: case, negations, stop words,
-punctuation, emoticons and emoji. Every step is one linear pass, because the text comes from strangers; most steps are
+punctuation, emoticons and emoji. Every step is one linear pass, because texts are untrusted; most steps are
 skipped by a cheap substring test, because a tweet rarely needs them and there are 1.6 million. Only the standard
 library, so that any worker can import it at no cost.
 """
@@ -69,7 +69,7 @@ _EMOJI_RUN = re.compile(rf"({EMOJI_SEQUENCE})(\1)?\1*")
 # --- Tweets ---------------------------------------------------------------------------------------------------------
 # The last character is not punctuation: in "(see http://a.b/c)." the address ends at "c".
 _URL = re.compile(r"""(?:[hH][tT]{2}[pP][sS]?://|\b(?:[Ww]ww|WWW)\.)[^\s<>"]*[^\s<>"'`.,:;!?)\]}…]""")
-# After a letter it is an e-mail address. At least one letter or digit, so that "@_@" stays a face.
+# After a letter it is an e-mail address. At least one letter or digit, so that "@_@" stays an emoticon.
 # Accents on the name go with it: left behind, U+0338 would turn the ">" of the token into another sign.
 _MENTION = re.compile("(?<!\\w)@_*[^\\W_][\\w\u0300-\u036f]*(?:@[\\w\u0300-\u036f]+)*")
 # "#FallonTonight" is a word and "#80s" too, "#1" is a rank and "C#" a language; a lone "#" says nothing.
@@ -84,7 +84,7 @@ _MASK = (1 << 64) - 1
 
 
 def normalize(text: str) -> str:
-    """Returns the text as every model of this project reads it.
+    """The text as every model of this project reads it.
 
     HTML is unescaped and line-break tags become a space; addresses become `<url>` and mentions `<user>`; hashtags
     lose their "#"; three or more of one character become two (numbers stay, any run of dots becomes "..."); curly
@@ -99,7 +99,7 @@ def normalize(text: str) -> str:
         One line that encodes to UTF-8; empty if nothing readable is left.
     """
     if "&" in text:
-        text = _ENTITY.sub(_unescape, _AMPERSANDS.sub("&", text))
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), _AMPERSANDS.sub("&", text))
     if not text.isascii():
         text = _fold_unicode(text)
     elif not text.isprintable():
@@ -124,36 +124,21 @@ def normalize(text: str) -> str:
 
 
 def fingerprint(normalized: str) -> int:
-    """Returns a 64-bit name for a text, the same on any machine, in any process and for any case.
+    """A signed 64-bit hash of a normalized text, the same on any machine, in any process and for any case.
 
-    It finds duplicates and deals out splits. Two different texts share a value with odds of about n² / 2⁶⁵ over n
-    texts: 1 in 14 million for the 1.6 million tweets of Sentiment140, 3 % for a billion, and the loss is one row
-    taken for a duplicate.
-
-    Args:
-        normalized: What `normalize` returned.
-
-    Returns:
-        A signed integer, so that it fits Arrow's and SQL's int64.
+    It finds duplicates and chooses splits. Two different texts share a value with odds of about n² / 2⁶⁵ over n texts:
+    1 in 14 million for the 1.6 million tweets of Sentiment140, 3 % for a billion, and the loss is one row taken for a
+    duplicate.
     """
     digest = hashlib.blake2b(normalized.casefold().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def split_of(fingerprint: int, validation_share: float, test_share: float, seed: int) -> int:
-    """Deals a text to a split by its fingerprint alone, so that duplicates always land on the same side.
+    """The split of a text, as an index into `schema.SPLITS`, by its fingerprint alone: duplicates share a split.
 
     Test takes the low end and validation the next stretch: changing the validation share leaves the test set as it
-    was. Another seed deals all texts anew.
-
-    Args:
-        fingerprint: From `fingerprint`.
-        validation_share: Part of all texts, 0 to 1.
-        test_share: Part of all texts, 0 to 1; the two together at most 1, and the rest is for training.
-        seed: Any integer.
-
-    Returns:
-        An index into `schema.SPLITS`: 0 train, 1 validation, 2 test.
+    was. Another seed assigns all texts anew. Shares are parts of all texts, 0 to 1; the rest is for training.
     """
     assert min(validation_share, test_share) >= 0, "a share can't be negative"
     assert validation_share + test_share <= 1, "validation and test can't take more than all"
@@ -165,10 +150,6 @@ def split_of(fingerprint: int, validation_share: float, test_share: float, seed:
     if draw < test_share * 2**64:
         return 2
     return 1 if draw < (test_share + validation_share) * 2**64 else 0
-
-
-def _unescape(entity: re.Match[str]) -> str:
-    return html.unescape(entity[0])
 
 
 def _fold_unicode(text: str) -> str:

@@ -25,16 +25,15 @@ from tokenizers.trainers import WordLevelTrainer
 from sentiment.errors import BundleError, ConfigError, brief
 from sentiment.models.config import Truncation
 from sentiment.text import EMOJI_SEQUENCE, URL, USER
-from sentiment.tokenizer_json import panics_are_errors, parse_tokenizer
-from sentiment.untrusted import MAX_TEXT_BYTES, read_file
+from sentiment.untrusted import MAX_TEXT_BYTES, panics_are_errors, parse_tokenizer, read_file
 
 UNK, PAD = "<unk>", "<pad>"
 UNK_ID, PAD_ID = 0, 1
 
 _LETTER = r"[\p{L}\p{M}\p{N}]"
 _ALONE = rf"(?!{_LETTER})"
-# Eyes, nose, mouth. A mouth that is a letter or digit must end the word: ":d" is a face, ":done" is not.
-_FACE = (
+# Eyes, nose, mouth. A mouth that is a letter or digit must end the word: ":d" is an emoticon, ":done" is not.
+_EMOTICON = (
     rf"[<>]?[:;=]['^-]?(?:\)+|\(+|\]+|\[+|/+|\\+|\|+|\*+|[@$}}{{]|(?:d+|p+|o+|s|x|3+){_ALONE})"
     r"|\([-']?[:;=]"  # (: and (-:
     rf"|[-^><.;ot0xu]_+[-^><.;ot0xu]{_ALONE}|\^[.-]?\^|\\[om]/"  # -_-  t_t  ^^  \o/
@@ -46,7 +45,7 @@ _FACE = (
 _PATTERN = "|".join(
     (
         rf"{URL}|{USER}",
-        rf"[ot0xu]_+[ot0xu]{_ALONE}",  # the only faces that begin like a word
+        rf"[ot0xu]_+[ot0xu]{_ALONE}",  # the only emoticons that begin like a word
         rf"can(?=not{_ALONE})|o'clock{_ALONE}|y'all{_ALONE}",
         r"(?>\p{N}+)(?:[.,:]\p{N}+)+",  # 1,000.50 and 10:30; "2nd" is a word
         EMOJI_SEQUENCE,  # before words: the keycap 1⃣ begins with a digit
@@ -55,7 +54,7 @@ _PATTERN = "|".join(
         rf"{_LETTER}+?(?=n't{_ALONE})",  # ca|n't, do|n't
         rf"{_LETTER}+",
         rf"'(?:s|m|d|t|re|ve|ll){_ALONE}",
-        _FACE,
+        _EMOTICON,
         r"(\S)\1*",  # "!!", "..." and whatever else there is
     )
 )
@@ -89,11 +88,7 @@ class Tokenizer(ABC):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Open a `tokenizer.json` that `save` wrote.
-
-        Raises:
-            BundleError: The file is missing, damaged, or of another kind of tokenizer.
-        """
+        """Open a `tokenizer.json` that `save` wrote; BundleError if it is missing, damaged or of another kind."""
         try:
             text = read_file(Path(path), MAX_TEXT_BYTES).decode()
         except UnicodeDecodeError as error:
@@ -105,11 +100,7 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, text: str, source: str = "JSON text") -> Self:
-        """Rebuild a tokenizer from `to_json`, as a worker does; `source` is for messages.
-
-        Raises:
-            BundleError: The text is no tokenizer of this kind.
-        """
+        """Rebuild a tokenizer from `to_json`, as a worker does; `source` is for the messages of BundleErrors."""
 
     @abstractmethod
     def to_json(self) -> str:
@@ -124,7 +115,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Map texts to ids, in parallel over the batch unless `TOKENIZERS_PARALLELISM=false` says otherwise.
+        """Map normalized texts to ids, in parallel over the batch unless `TOKENIZERS_PARALLELISM=false`.
 
         Args:
             texts: Normalized texts.
@@ -151,7 +142,7 @@ class WordTokenizer(Tokenizer):
     """Splits text into words and maps the frequent ones to ids; callers use `train`, `load` or `from_json`.
 
     The words are those of GloVe and the Penn Treebank, so that pretrained vectors find them: lower case, "don't" is
-    "do" + "n't", "i'm" is "i" + "'m". Faces and emoji stay whole, for in a tweet they often are the sentiment.
+    "do" + "n't", "i'm" is "i" + "'m". Emoticons and emoji stay whole, for in a tweet they often are the sentiment.
 
     Attributes:
         tokens: The words in the order of their ids, with `<unk>` and `<pad>`.
@@ -170,11 +161,8 @@ class WordTokenizer(Tokenizer):
 
         Args:
             texts: Normalized texts; read once, never all in memory.
-            vocabulary_size: Words at most; `<unk>` and `<pad>` come on top, as in torchtext (25,002 entries).
+            vocabulary_size: Words at most; `<unk>` (0) and `<pad>` (1) come on top, as in torchtext.
             min_frequency: Rarer words are left out.
-
-        Returns:
-            A tokenizer in which `<unk>` is 0, `<pad>` is 1 and the other ids go from frequent to rare.
         """
         assert not isinstance(texts, str), "texts must be an iterable of texts, not one text"
         learner = _assemble({UNK: UNK_ID, PAD: PAD_ID})
@@ -193,7 +181,7 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, text: str, source: str = "JSON text") -> Self:
-        """As `Tokenizer.from_json`: all but the vocabulary must be as `train` makes it."""
+        """As `Tokenizer.from_json`; all but the vocabulary must be as `train` makes it."""
         with _bundle_errors(source, _WORDS_EXPECTED):
             document = parse_tokenizer(text, patterns=(_PATTERN,))
             kind, ids = document["model"]["type"], document["model"]["vocab"]
@@ -257,13 +245,10 @@ class EncoderTokenizer(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, path: Path) -> EncoderTokenizer:
-        """Take the tokenizer out of a checkpoint.
+        """Take the tokenizer out of a checkpoint, without the limits on length and the padding it was saved with.
 
         Args:
             path: A directory as `save_pretrained` writes it; `sentiment.models.encoders.find_encoder` gives it.
-
-        Returns:
-            The tokenizer, without the limits on length and the padding that it may have been saved with.
 
         Raises:
             BundleError: A tokenizer file can't be read, or isn't harmless.
@@ -324,15 +309,11 @@ class EncoderTokenizer(Tokenizer):
     def encode(
         self, texts: Sequence[str], max_length: int | None = None, *, truncation: Truncation = "head"
     ) -> list[list[int]]:
-        """As `Tokenizer.encode`.
+        """As `Tokenizer.encode`; `truncation` says what a text that is too long keeps.
 
-        Args:
-            texts: Normalized texts.
-            max_length: Tokens to keep of each text, special ones included; all by default.
-            truncation: What a text that is too long keeps: "head", its first tokens; "head+tail", a quarter of them
-                from its start and three quarters from its end, that is 128 and 382 of BERT's 510. In long reviews the
-                verdict is often at the end; best of those tried in Sun et al. 2019, "How to Fine-Tune BERT for Text
-                Classification?".
+        "head" keeps its first tokens; "head+tail" a quarter of them from its start and three quarters from its end,
+        that is 128 and 382 of BERT's 510. In long reviews the verdict is often at the end; best of those tried in Sun
+        et al. 2019, "How to Fine-Tune BERT for Text Classification?".
         """
         assert not isinstance(texts, str), "texts must be a sequence of texts, not one text"
         assert max_length is None or max_length > self.num_special_tokens, f"max_length {max_length}: no room for text"
@@ -355,5 +336,5 @@ class EncoderTokenizer(Tokenizer):
 def _parse_encoder(text: str, source: str) -> dict[str, Any]:
     try:
         return parse_tokenizer(text)
-    except Exception as error:  # A stranger's document may have any form.
+    except Exception as error:  # An untrusted document may have any form.
         raise BundleError(f"tokenizer {source}: {error}; {_ENCODER_EXPECTED}") from error

@@ -57,7 +57,7 @@ def configure(command: str, *, verbose: bool = False, quiet: bool = False, as_js
         command: Its name, which stands before errors.
         verbose: Show debug messages too.
         quiet: Show warnings and errors alone.
-        as_json: One JSON object a line; SENTIMENT_LOG=json asks for it too.
+        as_json: One JSON object a line, as with SENTIMENT_LOG=json.
 
     Raises:
         ConfigError: SENTIMENT_LOG is neither text nor json.
@@ -73,19 +73,16 @@ def configure(command: str, *, verbose: bool = False, quiet: bool = False, as_js
         raise ConfigError(f"{VARIABLE} is text or json, got {form!r}")
 
 
-def run_command(command: str, work: Callable[[], int]) -> int:
-    """Do a command's work with logging configured, and tell a user's mistake in one line.
-
-    Args:
-        command: Its name, which stands before that line.
-        work: Returns the exit code.
+def run_command(command: str, work: Callable[[], int], *, as_json: bool = False) -> int:
+    """Do a command's work with logging configured, and report a user's mistake in one line.
 
     Returns:
-        That, or 2 for a `SentimentError`, or 130 for Ctrl-C.
+        The exit code: that of `work`, 2 for a `SentimentError`, 130 for Ctrl-C. An unexpected error is raised, but
+        logged where logs are JSON, with exit code 1.
     """
     logger = logging.getLogger("sentiment")
     try:
-        configure(command)
+        configure(command, as_json=as_json)
         return work()
     except SentimentError as error:
         logger.error("%s", error)
@@ -93,3 +90,8 @@ def run_command(command: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted")
         return 130
+    except Exception as error:
+        if not (as_json or os.environ.get(VARIABLE) == "json"):
+            raise
+        logger.exception("%s: %s", type(error).__name__, error)
+        return 1

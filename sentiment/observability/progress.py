@@ -74,12 +74,7 @@ class ProgressActor:
 
 
 def start_on_driver_node(kind: type, **arguments: Any) -> Any:
-    """Start an actor on the driver's node, for another node may be lost, and without a CPU, which the work needs.
-
-    Args:
-        kind: The actor's class.
-        arguments: Of its constructor.
-    """
+    """Start an actor on the driver's node, for another node may be lost, and without a CPU, which the work needs."""
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=driver_node).remote(**arguments)
 

@@ -8,6 +8,7 @@ gauge that isn't set again within 20 s, while an epoch may take hours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from ray.util.metrics import Counter, Gauge
@@ -22,12 +23,7 @@ _MAX_REASONS, _OTHER = 30, "other"
 
 
 class TrainingMeter:
-    """Gauges of one training run; in Prometheus they are called `ray_sentiment_training_…`.
-
-    Args:
-        output: The run's directory.
-        recipe: Its name.
-    """
+    """Gauges of one training run; in Prometheus they are called `ray_sentiment_training_…`."""
 
     def __init__(self, output: str, recipe: str) -> None:
         run = {"run": _label(name_of(output)), "recipe": _label(recipe)}
@@ -55,25 +51,20 @@ class ScoringMeter:
 
     A shard that is begun again, since an actor or a node was lost, counts once: totals may fall back, counters wait.
 
-    Args:
-        output: The run's directory.
-        rows: Rows scored by earlier attempts; they don't count.
-        stored_bytes: Bytes of the input, as it is stored, done by earlier attempts.
+    Rows and bytes of the input, as it is stored, that earlier attempts did don't count.
     """
 
     def __init__(self, output: str, rows: int, stored_bytes: int) -> None:
         run = {"output": _label(name_of(output))}
-        keys = tuple(run)
-        self._rows = Counter("sentiment_scoring_rows", "Rows scored.", keys).set_default_tags(run)
-        self._stored_bytes = Counter(
-            "sentiment_scoring_input_bytes", "Input that is done, as it is stored.", keys
-        ).set_default_tags(run)
-        self._rejected = Counter(
-            "sentiment_scoring_rejected_rows", "Rows that can't be scored, by kind of reason.", (*keys, "reason")
-        ).set_default_tags(run)
-        self._share = Gauge(
-            "sentiment_scoring_share", "Share of the input that is done, 0 to 1.", keys
-        ).set_default_tags(run)
+
+        def metric(kind: type, name: str, about: str, *more_tags: str) -> Any:
+            return kind(f"sentiment_scoring_{name}", about, (*run, *more_tags)).set_default_tags(run)
+
+        self._rows = metric(Counter, "rows", "Rows scored.")
+        self._stored_bytes = metric(Counter, "input_bytes", "Input that is done, as it is stored.")
+        about = "Rows that can't be scored, by kind of reason."
+        self._rejected = metric(Counter, "rejected_rows", about, "reason")
+        self._share = metric(Gauge, "share", "Share of the input that is done, 0 to 1.")
         self._counted = {ROWS: rows, STORED_BYTES: stored_bytes}
         self._reasons: set[str] = set()
 

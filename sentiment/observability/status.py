@@ -32,26 +32,29 @@ def status_line(what: str, stream: TextIO | None = None, every_s: float | None =
     """Say what is being done for the length of a `with` block: "starting Ray…", then "starting Ray… 3 s".
 
     A terminal has one line whose seconds run, and which is cleared at the end; a log a line at once and others later.
+    In a program that doesn't log messages of level INFO, as one that uses us as a library, nothing is said.
 
     Args:
         what: What is being done, without an ellipsis.
-        stream: Where to; stderr by default.
+        stream: Where to write while stderr is redirected.
         every_s: Seconds between lines or redraws; by default what suits the stream.
     """
-    out = stream or sys.stderr
-    logger = logging.getLogger("sentiment")
-    if out is None or logger.level > logging.INFO:  # Closed, as by `2>&-`, or --quiet.
+    out, logger = stream or sys.stderr, logging.getLogger("sentiment")
+    if out is None or not logger.isEnabledFor(logging.INFO):  # Closed, as by `2>&-`; --quiet.
         yield
         return
     started, is_terminal = time.monotonic(), out.isatty()
 
     def write(line: str) -> None:
-        if logger.handlers and stream is None and not is_terminal:
-            logger.info(line)
-            return
         if is_terminal:
             line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
-        out.write(line if is_terminal else line + "\n")
+        elif stream is None or not logger.handlers:
+            logger.info(line)
+            return
+        else:
+            record = logger.makeRecord(logger.name, logging.INFO, "", 0, line, (), None)
+            line = logger.handlers[0].format(record) + "\n"
+        out.write(line)
         out.flush()
 
     def wait_s() -> float:

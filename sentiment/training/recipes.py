@@ -19,8 +19,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sentiment.config import describe, unknown
-from sentiment.errors import ConfigError
+from sentiment.errors import ConfigError, describe, unknown
 from sentiment.models.config import (
     MAX_WIDTH,
     BagConfig,

@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sentiment.config import unknown
-from sentiment.errors import ConfigError, DataError
+from sentiment.errors import ConfigError, DataError, unknown
 
 Metric = Literal["cosine", "euclid"]
 OCCUPATIONS = (

@@ -20,7 +20,7 @@ LANES: dict[str, tuple[str, ...]] = {
     "foundations": (
         *("sentiment.errors", "sentiment.schema", "sentiment.text", "sentiment.labels", "sentiment.background"),
         *("sentiment.settings", "sentiment.config", "sentiment.untrusted", "sentiment.devices", "sentiment.metrics"),
-        *("sentiment.models.config", "sentiment.tokenizer_json", "sentiment.tokenizers", "sentiment.batching"),
+        *("sentiment.models.config", "sentiment.training.recipes", "sentiment.tokenizers", "sentiment.batching"),
         *("sentiment.storage", "sentiment.observability"),
     ),
     "models": ("sentiment.models", "sentiment.vectors"),
@@ -29,7 +29,7 @@ LANES: dict[str, tuple[str, ...]] = {
     "training and scoring": ("sentiment.training", "sentiment.scoring", "sentiment.observability.mlflow"),
     "commands": (
         *("sentiment.cli", "sentiment.commands", "sentiment.demo", "sentiment.submission"),
-        *("sentiment.__main__", "sentiment.config_command", "sentiment.predict", "sentiment.api"),
+        *("sentiment.__main__", "sentiment.predict", "sentiment.api"),
     ),
     "entry points": ("jobs", "serve_app"),
 }

@@ -21,8 +21,7 @@ import sentiment
 import serve_app.__main__
 from benchmarks.reproduction import REPRODUCE
 from sentiment import api, commands
-from sentiment.cli import Job
-from sentiment.config_command import markdown_lines, yaml_lines
+from sentiment.cli import Job, markdown_lines, yaml_lines
 from sentiment.errors import ConfigError
 from sentiment.observability import log
 from sentiment.settings import SECTIONS, RaySettings, ScoreSettings, TrainBertSettings, TrainSettings
@@ -65,7 +64,8 @@ def test_every_command_explains_itself(name: str, capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert out.startswith("usage: ")
-    assert f"sentiment {name}" in out or name == "submit"
+    assert f"\n  sentiment {name}" in out or name == "train"
+    assert ".py" not in out.split("\n")[0]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,15 @@ def test_every_command_explains_itself(name: str, capsys: Capture) -> None:
         (["what a lovely day"], 'sentiment: texts are labeled by `sentiment predict "a text"`'),
         (["--model", "B", "lovely"], 'sentiment: texts are labeled by `sentiment predict "a text"`'),
         (["config", "trian"], "config: unknown section 'trian' in the command line: did you mean train"),
+        (
+            ["train", "--recipe", "bert-twets"],
+            "train: unknown recipe 'bert-twets' in sentiment train: did you mean bert-tw",
+        ),
+        (["train", "nope"], "train: sentiment train is followed by lstm or bert, or by flags, not by 'nope'"),
+        (
+            ["train", "bilstm"],
+            "train: sentiment train is followed by lstm or bert, or by flags, not by 'bilstm'; a recipe",
+        ),
         (["score", "--modle", "m"], "score: unknown flag '--modle' in sentiment score: did you mean --model"),
     ],
 )
@@ -132,7 +141,8 @@ def test_functions_take_what_the_commands_take(monkeypatch: pytest.MonkeyPatch) 
 
     for name in ("SCORE", "TRAIN_LSTM", "TRAIN_BERT"):
         job = getattr(commands, name)
-        monkeypatch.setattr(api, name, Job(job.name, job.about, job.settings, run, job.overrides))
+        module = api if name == "SCORE" else commands
+        monkeypatch.setattr(module, name, Job(job.name, job.about, job.settings, run))
     Path("mine.yaml").write_text("score: {rows_per_file: 7}")
     assert sentiment.score("m", "a.csv", "o", num_actors=2, num_cpus=3, config="mine.yaml") == {"output": "o"}
     assert sentiment.train("o", epochs=2) == {"output": "o"}
@@ -144,6 +154,10 @@ def test_functions_take_what_the_commands_take(monkeypatch: pytest.MonkeyPatch) 
     assert (type(bert), bert.data, bert.overrides) == (TrainBertSettings, "d", {"unfreeze_layers": 1})
     with pytest.raises(ConfigError, match=r"unknown setting 'num_actor' in score\(…\): did you mean num_actors"):
         sentiment.score("m", "a.csv", "o", num_actor=2)
+    with pytest.raises(ConfigError, match=r"unknown setting 'epoch' in train\(…\): did you mean epochs"):
+        sentiment.train("o", epoch=3)
+    with pytest.raises(ConfigError, match=r"unknown recipe 'bert-twets' .*did you mean bert-tweets"):
+        sentiment.train("o", "bert-twets")
 
 
 @pytest.mark.parametrize("how", ["file", "environment", "flag"])
@@ -224,6 +238,28 @@ def test_a_mistake_is_a_json_line_too(capsys: Capture) -> None:
     assert commands.SCORE.main(["--log-json", "--model", "m"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"] == "--input is required; --output is required"
+
+
+def test_an_unexpected_error_is_a_json_line_too(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Any, ray_settings: RaySettings) -> dict[str, Any]:
+        raise ZeroDivisionError("by zero")
+
+    job = Job("demo", "About.", SECTIONS["demo"], fail)
+    for argv, form in ((["--log-json"], "text"), ([], "json")):
+        monkeypatch.setenv("SENTIMENT_LOG", form)
+        assert job.main(argv) == 1
+        out, err = capsys.readouterr()
+        line = json.loads(err)
+        assert (out, line["level"], line["message"]) == ("", "error", "ZeroDivisionError: by zero")
+        assert line["traceback"].startswith("Traceback")
+    assert job.main(["--log-json", "--dta", "x"]) == 2
+    assert "did you mean --data" in json.loads(capsys.readouterr().err)["message"]
+
+
+def test_numbers_are_called_so_in_help(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        commands.TRAIN_LSTM.main(["--help"])
+    assert "--hidden-dims N [N ...]" in capsys.readouterr().out
 
 
 def test_what_is_installed(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from sentiment.cli import in_force
+from sentiment.cli import show_config as main
 from sentiment.config import Configuration, load
-from sentiment.config_command import in_force, main
 from sentiment.errors import ConfigError
 from sentiment.settings import (
     SECTIONS,
@@ -31,7 +32,6 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_place")
 ROOT = Path(__file__).parents[2]
 # What a job can't do without; not the configuration file's business.
 REQUIRED = {"data": "d", "input": ["i"], "output": "o", "model": "m"}
-RECIPE_FIELDS = tuple(RecurrentRecipe.model_fields)
 
 
 def required_of(section: type[Section]) -> dict[str, object]:
@@ -44,7 +44,7 @@ def write(text: str, name: str = "ray_config.yaml") -> str:
 
 
 def train(flags: dict[str, object] | None = None, file: str | None = None) -> TrainSettings:
-    return load(TrainSettings, {"data": "d", "output": "o", **(flags or {})}, file, RECIPE_FIELDS)
+    return load(TrainSettings, {"data": "d", "output": "o", **(flags or {})}, file)
 
 
 def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_profile_wins_over_the_file_and_loses_to_the_environment(monkeypatch: 
     write(GPUS)
 
     def with_profile(name: str | None) -> TrainSettings:
-        return load(TrainSettings, {"data": "d", "output": "o"}, None, RECIPE_FIELDS, name)
+        return load(TrainSettings, {"data": "d", "output": "o"}, None, name)
 
     settings = with_profile("gpus")
     assert (settings.num_workers, settings.use_gpu, settings.seed) == (8, True, 7)
@@ -96,7 +96,7 @@ def test_mistakes_in_profiles_are_told() -> None:
     ):
         write(content)
         with pytest.raises(ConfigError, match=words):
-            load(TrainSettings, {"data": "d", "output": "o"}, None, RECIPE_FIELDS, profile)
+            load(TrainSettings, {"data": "d", "output": "o"}, None, profile)
 
 
 def test_what_is_in_force_says_where_it_comes_from(
@@ -152,8 +152,7 @@ def test_the_repositorys_profiles_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for profile in yaml.safe_load((ROOT / "ray_config.yaml").read_text())["profiles"]:
         for section in SECTIONS.values():
-            extra = RECIPE_FIELDS if "overrides" in section.model_fields else ()
-            load(section, required_of(section), None, extra, profile)
+            load(section, required_of(section), None, profile)
 
 
 def test_other_sections_do_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +187,7 @@ def test_lists_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("trian: {seed: 1}", r"unknown section 'trian' in ray_config.yaml: did you mean train"),
         ("train: {num_worker: 1}", r"unknown key 'num_worker' in section train .*did you mean num_workers"),
-        ("train: {hidden_dims: 1}", r"unknown key 'hidden_dims' .*did you mean hidden_dim"),
+        ("train: {hiden_dim: 1}", r"unknown key 'hiden_dim' .*did you mean hidden_dim"),
         ("train: {overrides: {epochs: 1}}", "unknown key 'overrides'"),
         ("train: {0xyzzy: 1}", "unknown key '0xyzzy' .*there are: .*num_workers"),
         ("train: 7", "section train of ray_config.yaml must hold"),
@@ -207,6 +206,7 @@ def test_mistakes_in_the_file(text: str, message: str) -> None:
     ("text", "message"),
     [
         ("score: {sort_window: 3}", r"unknown key 'sort_window' in section score of .*sort_window_rows"),
+        ("train: {hiden_dim: 1}", r"unknown key 'hiden_dim' in section train of .*hidden_dim"),
         ("profiles: {night: {serve: {prot: 1}}}", r"unknown key 'prot' in section serve of profile night of .*port"),
         ("profiles: {night: {sore: {}}}", r"unknown section 'sore' in profile night of .*score"),
         ("profiles: {night: 3}", r"profile night of .* must hold sections"),
@@ -328,7 +328,7 @@ def test_every_setting_is_explained(name: str) -> None:
 def test_the_repositorys_own_file_loads(name: str) -> None:
     file = ROOT / "ray_config.yaml"
     section = SECTIONS[name]
-    settings = load(section, required_of(section), str(file), RECIPE_FIELDS if name == "train" else ())
+    settings = load(section, required_of(section), str(file))
     for key, value in ((yaml.safe_load(file.read_text()) or {}).get(name) or {}).items():
         if key in section.model_fields and key not in REQUIRED:
             assert getattr(settings, key) == value, key

@@ -28,8 +28,8 @@ from sentiment.bundle import Bundle
 from sentiment.errors import BundleError, ConfigError
 from sentiment.models.encoders import find_encoder, load_encoder
 from sentiment.predictor import Predictor
-from sentiment.tokenizer_json import _GPT2, _LINEAR, parse_tokenizer
 from sentiment.tokenizers import EncoderTokenizer
+from sentiment.untrusted import _GPT2, _LINEAR, parse_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray._raylet import Config
 from ray.exceptions import AuthenticationError
 
 from sentiment import submission
@@ -287,6 +288,7 @@ def test_a_cluster_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(submission, "_ANSWER_TIMEOUT_S", 0.05)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "set so that it is put back")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    Config.initialize("")  # Another test may have had Ray read another mode.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ResourceError, match=rf"no Ray dashboard answers at {address} \(.*timed out"):

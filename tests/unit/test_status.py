@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import re
 import threading
 
 import pytest
 
+from sentiment.observability.log import configure
 from sentiment.observability.status import seconds_to_next_line, status_line
 
 
@@ -28,6 +31,7 @@ class Stream(io.StringIO):
 
 
 def test_a_log_gets_a_line_at_once_and_others_while_it_lasts() -> None:
+    configure("train")
     log = Stream(is_terminal=False, wanted=3)
     with status_line("starting Ray", log, every_s=0.01):
         assert log.getvalue().startswith("starting Ray…\n")
@@ -39,6 +43,7 @@ def test_a_log_gets_a_line_at_once_and_others_while_it_lasts() -> None:
 
 
 def test_a_terminal_has_one_line_which_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure("train")
     monkeypatch.setenv("COLUMNS", "12")
     terminal = Stream(is_terminal=True, wanted=3)
     with status_line("starting Ray", terminal, every_s=0.01):
@@ -50,6 +55,7 @@ def test_a_terminal_has_one_line_which_goes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_goes_before_an_error_is_told() -> None:
+    configure("train")
     terminal = Stream(is_terminal=True, wanted=1)
     with pytest.raises(ValueError, match="no"), status_line("reading", terminal):
         raise ValueError("no")
@@ -57,8 +63,32 @@ def test_it_goes_before_an_error_is_told() -> None:
     assert not any(thread.name == "status" for thread in threading.enumerate())
 
 
+def test_a_library_says_nothing_unless_it_is_asked_to(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its user has configured no logging, or their own."""
+    terminal = Stream(is_terminal=True, wanted=1)
+    with status_line("starting Ray"), status_line("starting Ray", terminal):
+        pass
+    assert (terminal.getvalue(), capsys.readouterr(), caplog.messages) == ("", ("", ""), [])
+    with caplog.at_level(logging.INFO), status_line("starting Ray"):
+        pass
+    assert (capsys.readouterr().err, caplog.messages) == ("", ["starting Ray…"])
+
+
+def test_in_json_it_is_a_message_like_others() -> None:
+    """While Ray starts, stderr leads elsewhere and the line has a stream of its own."""
+    configure("train", as_json=True)
+    log = Stream(is_terminal=False, wanted=1)
+    with status_line("starting Ray", log):
+        pass
+    (line,) = map(json.loads, log.getvalue().splitlines())
+    assert (line["level"], line["command"], line["message"]) == ("info", "train", "starting Ray…")
+
+
 def test_without_stderr_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """`2>&-`: a line on stdout would be in the way of the result."""
+    configure("train")
     monkeypatch.setattr("sys.stderr", None)
     with status_line("starting Ray"):
         pass

@@ -21,6 +21,7 @@ import torchtext.vocab
 from told import told
 
 from sentiment.errors import DataError
+from sentiment.observability.log import configure
 from sentiment.vectors.loading import default_cache, known_names, load_vectors
 from sentiment.vectors.space import PretrainedVectors
 
@@ -172,6 +173,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def test_a_name_is_downloaded_once(tmp_path: Path, site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    configure("vectors")
     cache = tmp_path / "new" / "cache"
     vectors = load_vectors("glove.6B.50d", cache=cache)
     check(vectors)

@@ -17,7 +17,7 @@ from sentiment.predictor import labels_and_scores
 from sentiment.schema import LABELS, POSITIVE
 from sentiment.text import NO_TEXT
 from serve_app.engine import Engine, Scores
-from serve_app.responses import NO_TEXT_ERROR, ErrorResponse, model_header, schema_error, validation_error
+from serve_app.responses import NO_TEXT_ERROR, ApiError, ErrorResponse, model_header, schema_error
 
 PATHS = ("/predict", "/")
 Activation = Literal["sigmoid", "softmax", "none"]
@@ -92,12 +92,12 @@ async def _predict(engine: Engine, path: str, http: Request) -> Response:
     try:
         request = PredictRequest.model_validate_json(await http.body())
     except ValidationError as error:
-        raise schema_error(error.errors(include_url=False, include_input=False)) from None
+        raise schema_error(error) from None
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     parameters = request.parameters or Parameters()
     scores = await engine.score(texts, truncate=parameters.truncation is not False)
     if texts and not any(scores.has_text):
-        raise validation_error(f"inputs: {NO_TEXT}")
+        raise ApiError(422, f"inputs: {NO_TEXT}")
     body = to_json(_ranked(scores, parameters))
     return Response(body, media_type="application/json", headers=model_header(scores.model_id))
 

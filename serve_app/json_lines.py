@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
@@ -19,11 +18,10 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from sentiment.predictor import labels_and_scores
 from sentiment.schema import LABELS, POSITIVE
 from serve_app.engine import Engine
 from serve_app.proxy import STREAM_PATH, TAKEN
-from serve_app.responses import NO_TEXT_ERROR, ApiError, ErrorResponse, Id, internal_error, model_header, schema_error
+from serve_app.responses import NO_TEXT_ERROR, ApiError, ErrorResponse, Id, api_error, model_header, schema_error
 
 MEDIA_TYPE = "application/x-ndjson"
 # Lines scored together: enough for full batches.
@@ -77,7 +75,7 @@ def add_endpoints(app: FastAPI, engine: Engine) -> None:
         if streams.locked():
             limit = settings.max_streams
             message = f"{limit} archives are being scored already, {limit} may be: try again later"
-            raise ApiError(429, "overloaded", message, settings.retry_after_s)
+            raise ApiError(429, message, retry_after_s=settings.retry_after_s)
         return _DuplexResponse(engine, request.stream(), streams, model_id)
 
 
@@ -120,17 +118,12 @@ async def answer_lines(engine: Engine, chunks: AsyncIterable[bytes], send: SendL
     max_lines = min(_BATCH_LINES, settings.max_texts)
     lines: asyncio.Queue[tuple[int, bytes | None] | None] = asyncio.Queue(2 * max_lines)
     scoring: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(1)
-    sending = asyncio.Lock()
     problem: ApiError | None = None
-
-    async def send_in_turn(answers: bytes, taken: int) -> None:
-        async with sending:
-            await send(answers, taken)
 
     async def read() -> None:
         nonlocal problem
         try:
-            async for line in _split(chunks, max_line_bytes, send_in_turn):
+            async for line in _split(chunks, max_line_bytes, send):
                 await lines.put(line)
         except ApiError as error:
             problem = error  # The body is too long: what came before is answered.
@@ -138,7 +131,7 @@ async def answer_lines(engine: Engine, chunks: AsyncIterable[bytes], send: SendL
 
     async def write() -> None:
         while (task := await scoring.get()) is not None:
-            await send_in_turn(await task, 0)
+            await send(await task, 0)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -186,8 +179,8 @@ async def _answer(engine: Engine, lines: list[tuple[int, bytes | None]]) -> byte
     texts = [line.text for line in parsed if isinstance(line, ScoreLine)]
     try:
         scored = iter(await _score(engine, texts))
-    except ApiError as error:
-        scored = iter([error.body.model_dump()] * len(texts))  # The status is long sent: each line says it.
+    except Exception as error:
+        scored = iter([api_error(error).body.model_dump()] * len(texts))  # The status is long sent: each line says it.
     answers = []
     for (number, _), line in zip(lines, parsed, strict=True):
         answer: dict[str, object] = {"line": number}
@@ -212,7 +205,7 @@ def _parse(raw: bytes | None, max_chars: int) -> ScoreLine | ErrorResponse:
                 return line
             message = f"text: at most {max_chars} characters, got {len(line.text)}"
         except ValidationError as error:
-            message = schema_error(error.errors(include_url=False, include_input=False), root="line").message
+            message = schema_error(error, root="line").body.error
         except (ValueError, RecursionError):
             message = "not JSON"
     return ErrorResponse(error=message, error_type="validation")
@@ -220,22 +213,17 @@ def _parse(raw: bytes | None, max_chars: int) -> ScoreLine | ErrorResponse:
 
 async def _score(engine: Engine, texts: list[str]) -> list[dict[str, object]]:
     """Give what each text's line says; a busy service is waited for, and the client with it."""
-    while texts:
+    while True:
         try:
             scores = await engine.score(texts, field="text", has_time_limit=False)
+            break
         except ApiError as error:
-            if error.error_type != "overloaded":
+            if error.status != 429:
                 raise
             await asyncio.sleep(error.retry_after_s or 1.0)
-            continue
-        except Exception as error:
-            raise internal_error(error) from None
-        p_positive = scores.p_positive.astype(np.float32)
-        labels, best_scores = labels_and_scores(p_positive)
-        scored = (
-            {"label": label, "score": score, "p_positive": p, "model_id": scores.model_id}
-            for label, score, p in zip(labels, best_scores.tolist(), p_positive.tolist(), strict=True)
-        )
-        no_text = NO_TEXT_ERROR.model_dump()
-        return [next(scored) if has_text else no_text for has_text in scores.has_text]
-    return []
+    labels, best_scores, p_positive = scores.outputs()
+    scored = (
+        {"label": label, "score": score, "p_positive": p, "model_id": scores.model_id}
+        for label, score, p in zip(labels, best_scores.tolist(), p_positive.tolist(), strict=True)
+    )
+    return [next(scored) if has_text else NO_TEXT_ERROR.model_dump() for has_text in scores.has_text]

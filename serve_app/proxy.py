@@ -11,13 +11,13 @@ come, and its own errors are plain text.
 from __future__ import annotations
 
 import asyncio
-import logging
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn.config
 from starlette.datastructures import Headers
@@ -26,9 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serve_app.responses import ApiError, ErrorResponse, internal_error, validation_error
-
-_LOG = logging.getLogger(__name__)
+from serve_app.responses import ApiError, ErrorResponse, api_error
 
 # Connections at a time; beyond, the one that has kept us waiting longest is closed.
 MAX_CONNECTIONS = 4096
@@ -71,9 +69,19 @@ _DECODED = frozenset(
 )
 
 
+# Of each server of this process, of which there is hardly ever more than one: connections whose client is to send
+# something, the longest waiting first.
+_WAITING: WeakKeyDictionary[ServerState, dict[LimitedProtocol, None]] = WeakKeyDictionary()
+
+
 def middlewares() -> list[Middleware]:
     """Give the ASGI middleware, and make uvicorn in this process use `LimitedProtocol`. Ray Serve calls it."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__name__}"
+    files, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _SPARE_FILES
+    if files != resource.RLIM_INFINITY and files < wanted:
+        files = wanted if max_files == resource.RLIM_INFINITY else min(wanted, max_files)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_files))
     return [Middleware(ProxyMiddleware)]
 
 
@@ -82,9 +90,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.server_state not in _MONITORS:
-            _MONITORS[self.server_state] = _Monitor(self.server_state, self.loop)
-        self._monitor = _MONITORS[self.server_state]
+        self._waiting = _WAITING.setdefault(self.server_state, {})
+        self._timer: asyncio.TimerHandle | None = None
         # Since when its head, its body and its answer's being read are waited for; None: they aren't.
         self._head_since: float | None = None
         self._body_since: float | None = None
@@ -95,12 +102,23 @@ class LimitedProtocol(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(transport)
         self._head_since, self._head_bytes = self.loop.time(), 0
-        self._monitor.await_client(self)
-        self._monitor.make_room()
+        self._timer = self.loop.call_later(CHECK_PERIOD_S, self._check_times)
+        self._await_client()
+        # As many connections as there may be, or fewer where the process may not open as many files.
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        is_bounded = files != resource.RLIM_INFINITY
+        limit = min(MAX_CONNECTIONS, max(1, files - _SPARE_FILES)) if is_bounded else MAX_CONNECTIONS
+        while len(self.connections) > limit and self._waiting:
+            connection = next(iter(self._waiting))
+            del self._waiting[connection]
+            self.connections.discard(connection)
+            connection.end(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
-        self._monitor.waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -121,7 +139,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._parsed_bytes = 0
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
         self._head_since, self._head_bytes = self.loop.time(), 0
-        self._monitor.await_client(self)
+        self._await_client()
 
     def on_url(self, url: bytes) -> None:
         """A part of the first line of a head has come."""
@@ -143,13 +161,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is complete."""
         self._body_since = None
-        self._monitor.waiting.pop(self, None)
+        self._waiting.pop(self, None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """A request is answered."""
         if not self.pipeline:
-            self._monitor.await_client(self)
+            self._await_client()
         if self._body_since is not None:
             self._body_since = self.loop.time()  # The rest of it, which nobody wants.
         super().on_response_complete()
@@ -158,6 +176,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client has read much of what it was sent."""
         self._unread_since = self.loop.time()
         super().resume_writing()
+
+    def _await_client(self) -> None:
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
 
     def _count_head(self, part: bytes) -> None:
         """Bound a head that comes all at once; what is raised here is answered with a 400."""
@@ -168,12 +190,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _should_upgrade_to_ws(self) -> bool:
         return False  # There is no such endpoint: it is an ordinary request.
 
-    def check_times(self, now: float) -> None:
-        """End the connection if the client has had its time.
-
-        Args:
-            now: Time of the loop's clock, s.
-        """
+    def _check_times(self) -> None:
+        """End the connection if the client has had its time."""
+        now = self.loop.time()
+        self._timer = self.loop.call_later(CHECK_PERIOD_S, self._check_times)
         is_busy = self.cycle is not None and not self.cycle.response_complete
         # Not our own scope: that may be the one of a head that is still coming.
         is_stream_open = is_busy and _is_stream(self.cycle.scope)
@@ -192,11 +212,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def end(self, status: int) -> None:
-        """Close the connection, with an answer if none has begun.
-
-        Args:
-            status: Status code of that answer.
-        """
+        """Close the connection, with an answer of that status if none has begun."""
         cycle = self.cycle
         if self.transport.is_closing():
             return
@@ -209,53 +225,6 @@ class LimitedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
-
-
-class _Monitor:
-    """Looks after the connections of a server."""
-
-    def __init__(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
-        self._state, self._loop = state, loop
-        # Connections whose client is to send something, the longest waiting first.
-        self.waiting: dict[LimitedProtocol, None] = {}
-        # As many connections as there may be, or fewer where the process may not open as many files.
-        files, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = MAX_CONNECTIONS + _SPARE_FILES
-        self._max_connections = MAX_CONNECTIONS
-        if files != resource.RLIM_INFINITY and files < wanted:
-            files = wanted if max_files == resource.RLIM_INFINITY else min(wanted, max_files)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_files))
-            self._max_connections = max(1, files - _SPARE_FILES)
-        loop.call_later(CHECK_PERIOD_S, self._check)
-
-    def await_client(self, connection: LimitedProtocol) -> None:
-        """Take note that from now on a connection waits for its client."""
-        self.waiting.pop(connection, None)
-        self.waiting[connection] = None
-
-    def make_room(self) -> None:
-        """Close the connection that has been waiting longest, if there are too many."""
-        while len(self._state.connections) > self._max_connections and self.waiting:
-            connection = next(iter(self.waiting))
-            self.waiting.pop(connection)
-            self._state.connections.discard(connection)
-            connection.end(503)
-
-    def _check(self) -> None:
-        # First of all, whatever goes wrong with a connection: without another check none would ever be ended.
-        self._loop.call_later(CHECK_PERIOD_S, self._check)
-        now = self._loop.time()
-        for connection in [*self._state.connections]:
-            if isinstance(connection, LimitedProtocol):
-                try:
-                    connection.check_times(now)
-                except Exception:
-                    _LOG.exception("a connection couldn't be looked after and was closed")
-                    connection.transport.abort()
-
-
-# One for each server of this process, of which there is hardly ever more than one.
-_MONITORS: dict[ServerState, _Monitor] = {}
 
 
 class ProxyMiddleware:
@@ -278,12 +247,10 @@ class ProxyMiddleware:
             return
         extensions = scope.setdefault("extensions", {})
         abort = extensions.pop(ABORT, None)
-        content_length, problem = _read_head(scope)
-        if problem is not None:
-            response = problem.response()
-            if problem.status == 400:
-                response.headers["Connection"] = "close"
-            await response(scope, receive, send)
+        try:
+            content_length = _read_head(scope)
+        except ApiError as problem:
+            await problem.response()(scope, receive, send)
             return
         has_begun = is_replaced = False
 
@@ -317,7 +284,7 @@ class ProxyMiddleware:
         except Exception as error:
             if has_begun:
                 raise
-            await send_own(internal_error(error))
+            await send_own(api_error(error))
         else:
             if not has_begun:
                 # So Ray ends a request whose replica has died.
@@ -353,9 +320,10 @@ def _is_stream(scope: Mapping[str, Any]) -> bool:
     return scope["method"] == "POST" and str(scope["path"]).endswith(STREAM_PATH)
 
 
-def _read_head(scope: Scope) -> tuple[int, ApiError | None]:
-    """Take out headers that Ray mustn't see; gives the body's length (0: not known) and why the request is refused."""
+def _read_head(scope: Scope) -> int:
+    """Take out headers that Ray mustn't see, refuse what it can't read; gives the body's length (0: not known)."""
     headers, content_length, has_body, upgrades = [], 0, False, False
+    closing = {"Connection": "close"}
     for header in scope["headers"]:
         key, value = header
         if not value.isascii() and key.replace(b"_", b"-") in _DECODED:
@@ -363,10 +331,10 @@ def _read_head(scope: Scope) -> tuple[int, ApiError | None]:
                 value.decode()
             except UnicodeDecodeError:
                 # Ray would fail to decode it, and its plain 500 would come before any API key is asked for.
-                return 0, validation_error(f"header {key.decode()}: not UTF-8", 400)
+                raise ApiError(400, f"header {key.decode()}: not UTF-8", headers=closing) from None
         if key == b"content-length":
             if len(value) > _MAX_LENGTH_DIGITS:  # Python reads no number of thousands of digits.
-                return 0, validation_error("header content-length: too long", 400)
+                raise ApiError(400, "header content-length: too long", headers=closing)
             content_length = int(value) if value.isdigit() else 0
             has_body |= value != b"0"
         has_body |= key == b"transfer-encoding"
@@ -375,11 +343,11 @@ def _read_head(scope: Scope) -> tuple[int, ApiError | None]:
             headers.append(header)
     if upgrades and has_body:
         # uvicorn's parser takes the body for the other protocol's.
-        return 0, validation_error("header upgrade: this is an HTTP/1.1 service; send the request without it", 400)
+        raise ApiError(400, "header upgrade: this is an HTTP/1.1 service; send the request without it", headers=closing)
     if str(scope["path"]).endswith("/-/routes"):  # Ray would list its applications to anybody.
-        return 0, ApiError(404, "not_found", "Not Found")
+        raise ApiError(404, "Not Found")
     scope["headers"] = headers
-    return content_length, None
+    return content_length
 
 
 def _error_of_ray(start: Message) -> ApiError | None:
@@ -388,10 +356,10 @@ def _error_of_ray(start: Message) -> ApiError | None:
     if not headers.get("content-type", "").startswith("text/plain") or "content-length" in headers:
         return None
     if start["status"] == 408:
-        return ApiError(504, "timeout", "no answer within the time limit: try fewer texts, or later")
+        return ApiError(504, "no answer within the time limit: try fewer texts, or later")
     if start["status"] == 503 and "retry-after" in headers:
-        retry_after_s = float(headers["retry-after"])
-        return ApiError(503, "overloaded", "too many requests are under way: try again later", retry_after_s)
+        message, retry_after_s = "too many requests are under way: try again later", float(headers["retry-after"])
+        return ApiError(503, message, error_type="overloaded", retry_after_s=retry_after_s)
     if start["status"] == 503:
         return _unhealthy("no replica is there to answer: try again")
     if start["status"] == 404:
@@ -400,7 +368,7 @@ def _error_of_ray(start: Message) -> ApiError | None:
 
 
 def _unhealthy(message: str) -> ApiError:
-    return ApiError(503, "unhealthy", message, retry_after_s=1.0)
+    return ApiError(503, message, retry_after_s=1.0)
 
 
 class _Stream:

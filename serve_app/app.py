@@ -32,19 +32,10 @@ _LOG = logging.getLogger("ray.serve")
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 _TOKENS = [16, 64, 256, 1024, 4096, 16_384]
-# Replicas are looked after more often than by default (10 s, 30 s).
-_HEALTH_CHECK_PERIOD_S, _HEALTH_CHECK_TIMEOUT_S = 5.0, 10.0
-# Beside the time that a replica that goes has for the requests under way, s.
-_SHUTDOWN_MARGIN_S = 5.0
-# So that a new replica is there before an old one goes; of the replicas, %, at least one.
-_MAX_SURGE_PERCENT = 25
-_COMMENT = re.compile(r"(?:^|\s)#.*")
-# Objects, more than were given back, after which the garbage collector looks; its default is 700.
-_GC_THRESHOLD = 10_000
 
 
 def build(args: ServeSettings) -> serve.Application:
-    """Build the application.
+    """Build the application that cluster/serve.yaml names.
 
     Args:
         args: Fields of section serve, `model` above all; they win over the environment and ray_config.yaml.
@@ -56,14 +47,7 @@ def build(args: ServeSettings) -> serve.Application:
 
 
 def application(settings: ServeSettings) -> serve.Application:
-    """Give what Ray Serve deploys.
-
-    Args:
-        settings: Section serve.
-
-    Raises:
-        ConfigError: The API keys can't be read.
-    """
+    """Give what Ray Serve deploys; a ConfigError if the API keys can't be read."""
     # Behind HAProxy a replica that goes is still sent requests for a while: the last of them has its whole time too.
     draining_s = float(os.environ.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
     deployment = serve.deployment(
@@ -84,10 +68,10 @@ def application(settings: ServeSettings) -> serve.Application:
         max_queued_requests=settings.max_ongoing_requests,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=settings.retry_after_s),
         user_config={"model": settings.model},
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=settings.request_timeout_s + draining_s + _SHUTDOWN_MARGIN_S,
-        max_surge_percent=_MAX_SURGE_PERCENT,
+        health_check_period_s=5,  # by default 10 and 30
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=settings.request_timeout_s + draining_s + 5,
+        max_surge_percent=25,  # at least one: a new replica is there before an old one goes
     )
     return deployment(serve.ingress()(Replica)).bind(settings, api_key_digests(settings))
 
@@ -96,9 +80,8 @@ def api_key_digests(settings: ServeSettings) -> tuple[bytes, ...]:
     """SHA-256 of the API keys of the file and of the environment (SENTIMENT_API_KEYS, separated by commas).
 
     The file is UTF-8, with a key on each line; blank lines and comments (from a # that begins a word) don't count.
-
-    They are read where the service is deployed from, not by replicas, which have another environment; so that the keys
-    themselves don't get into Ray's records, replicas are given these.
+    They are read where the service is deployed from: replicas have another environment. They are given the digests, so
+    that no key gets into Ray's records.
 
     Raises:
         ConfigError: The file can't be read or holds none.
@@ -110,7 +93,7 @@ def api_key_digests(settings: ServeSettings) -> tuple[bytes, ...]:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise ConfigError(f"--api-keys-file {settings.api_keys_file} can't be read ({reason})") from None
-        from_file = [_COMMENT.sub("", line) for line in content.splitlines()]
+        from_file = [re.sub(r"(?:^|\s)#.*", "", line) for line in content.splitlines()]
         if not any(key.strip() for key in from_file):
             raise ConfigError(f"--api-keys-file {settings.api_keys_file} holds no key; leave it out to ask for none")
         keys += from_file
@@ -128,9 +111,9 @@ class Replica:
     def __init__(self, settings: ServeSettings, key_digests: Sequence[bytes]) -> None:
         _listen_where_ray_does()
         limit_threads(max(1, int(settings.cpus_per_replica)))
-        # A request makes some 50 objects that the collector counts, and hardly any cycle: by default it looked at all
-        # of them, connections included, once a second under load, which took nearly half of the replica's time.
-        gc.set_threshold(_GC_THRESHOLD)
+        # A request makes some 50 objects that the collector counts, and hardly any cycle: by default (700) it looked at
+        # all of them, connections included, once a second under load, which took nearly half of the replica's time.
+        gc.set_threshold(10_000)
         self._metrics = RayMetrics()
         self._engine = Engine(settings, self._metrics)
         self._key_digests = key_digests
@@ -218,7 +201,7 @@ class RayMetrics:
 def _listen_where_ray_does() -> None:
     """Have Ray open this replica's port for its proxies at loopback only, if that is where all of Ray listens.
 
-    It would open it at all interfaces, without its token, and unpickle whatever comes there.
+    By default it is open at all interfaces, without Ray's token, and whatever comes there is unpickled.
     """
     add_port = replica.add_port_to_grpc_server
     if is_localhost(ray.util.get_node_ip_address()):

@@ -13,11 +13,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -219,30 +219,27 @@ class Scores:
         model_id: Id of the model's bundle.
         has_text: For each text whether it has anything to read in it; one that hasn't is answered by `NO_TEXT`.
         logits: One float32 logit of the positive class for each of those that have.
+        p_positive: Probability of the positive label for each of those that have.
     """
 
     model_id: str
     has_text: Sequence[bool]
     logits: FloatArray
-
-    @property
-    def p_positive(self) -> npt.NDArray[np.float64]:
-        """Probability of the positive label for each text that has anything to read in it."""
-        return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
+    p_positive: npt.NDArray[np.float64]
 
     def outputs(self) -> tuple[list[str], FloatArray, FloatArray]:
         """Likelier label, its probability and that of the positive label, as the jobs write them (float32)."""
         p_positive = self.p_positive.astype(np.float32)
         return *labels_and_scores(p_positive), p_positive
 
+    def for_each_text(self, answers: Iterable[Any], no_text: Any) -> list[Any]:
+        """Spread the answers to the texts that have anything to read in them over all texts."""
+        remaining = iter(answers)
+        return [next(remaining) if has_text else no_text for has_text in self.has_text]
+
 
 class Engine:
-    """One replica's model, queue and limits; belongs to one event loop.
-
-    Args:
-        settings: Limits, precision.
-        metrics: Where measurements go.
-    """
+    """One replica's model, queue and limits; belongs to one event loop."""
 
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self.settings = settings
@@ -252,20 +249,13 @@ class Engine:
 
     @property
     def predictor(self) -> Predictor:
-        """The model that new requests go to.
-
-        Raises:
-            ApiError: There is none yet.
-        """
+        """The model that new requests go to; an ApiError if there is none yet."""
         if self._predictor is None:
             raise ApiError(503, "the model is being loaded", retry_after_s=self.settings.retry_after_s)
         return self._predictor
 
     async def load(self, model: str) -> None:
         """Load a bundle, warm it up, then send new requests to it; those under way end with the one they began with.
-
-        Args:
-            model: Path of the bundle.
 
         Raises:
             BundleError: It can't be used; the one before stays.
@@ -317,14 +307,11 @@ class Engine:
         except TimeoutError:
             message = f"no answer within {limits.request_timeout_s:g} s: try fewer texts, or later"
             raise ApiError(504, message) from None
-        return Scores(predictor.model_id, has_text, logits)
+        p_positive = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        return Scores(predictor.model_id, has_text, logits, p_positive)
 
     def check_health(self) -> None:
-        """Find out whether the model still works.
-
-        Raises:
-            RuntimeError: A batch takes far longer than any should, or one after the other fails.
-        """
+        """Raise a RuntimeError if a batch takes far longer than any should, or one after the other fails."""
         if self._batcher.busy_s > self.settings.request_timeout_s + _STUCK_S:
             raise RuntimeError(f"a batch has been under way for {self._batcher.busy_s:.0f} s")
         if self._batcher.failures >= _MAX_FAILURES:

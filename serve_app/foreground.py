@@ -33,9 +33,6 @@ _log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 10
 # Ray's and HAProxy's time limits are so many seconds longer than the service's own, whose error says more.
 LATE_S = 5
-# For Ray Serve to end, once a second signal has come, s.
-_HURRIED_SHUTDOWN_S = 2.0
-_POLL_S = 0.1
 # Ports that HAProxy listens at beside the service's, on loopback, by the variable that changes them.
 _HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 
@@ -67,11 +64,7 @@ def check(settings: ServeSettings) -> None:
 
 
 def guard_ray(settings: ServeSettings) -> None:
-    """Put our limits before Ray's own servers, by the environment of the Ray that is started; a user's values win.
-
-    Args:
-        settings: Section serve.
-    """
+    """Put our limits before Ray's own servers, by the environment of the Ray that is started; a user's values win."""
     for name, value in {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy:middlewares",
         # A replica that doesn't answer Ray has no end of its own either.
@@ -97,7 +90,17 @@ def serve_until_interrupted(settings: ServeSettings, ray_settings: RaySettings) 
     Raises:
         ResourceError: There is no room for it, Ray Serve is in use already, or couldn't bring it up.
     """
-    _check_cluster(settings, ray_settings)
+    # What would wait for ever, or take others' applications along when it ends.
+    running = serve.status()
+    if running.applications or running.proxies:
+        names = ", ".join(sorted(running.applications)) or "without an application"
+        raise ResourceError(
+            f"Ray Serve runs on this cluster already ({names}): serve deploy cluster/serve.yaml puts a model there, "
+            "serve shutdown ends it"
+        )
+    each = {"cpus": settings.cpus_per_replica, "gpus": settings.gpus_per_replica}
+    if any(each.values()):
+        require_capacity(max(1, settings.min_replicas), "replicas", **each, wait_s=ray_settings.wait_for_nodes_s)
     # A replica may run in another folder, or on another node.
     settings = settings.model_copy(update={"model": absolute(settings.model)})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -131,7 +134,7 @@ def serve_until_interrupted(settings: ServeSettings, ray_settings: RaySettings) 
                 serve.delete(settings.name, _blocking=False)
                 # Ray ends replicas that take longer.
                 while settings.name in serve.status().applications:
-                    time.sleep(_POLL_S)
+                    time.sleep(0.1)
         except KeyboardInterrupt:
             is_hurried = True
     finally:
@@ -139,20 +142,6 @@ def serve_until_interrupted(settings: ServeSettings, ray_settings: RaySettings) 
         with status_line("stopping the service"), redirect_stdout(io.StringIO()):
             if is_hurried:
                 with suppress(TimeoutError):
-                    asyncio.run(asyncio.wait_for(serve.shutdown_async(), _HURRIED_SHUTDOWN_S))
+                    asyncio.run(asyncio.wait_for(serve.shutdown_async(), timeout=2))
             else:
                 serve.shutdown()
-
-
-def _check_cluster(settings: ServeSettings, ray_settings: RaySettings) -> None:
-    """Refuse what would wait for ever, or take others' applications along when it ends."""
-    running = serve.status()
-    if running.applications or running.proxies:
-        names = ", ".join(sorted(running.applications)) or "without an application"
-        raise ResourceError(
-            f"Ray Serve runs on this cluster already ({names}): serve deploy cluster/serve.yaml puts a model there, "
-            "serve shutdown ends it"
-        )
-    each = {"cpus": settings.cpus_per_replica, "gpus": settings.gpus_per_replica}
-    if any(each.values()):
-        require_capacity(max(1, settings.min_replicas), "replicas", **each, wait_s=ray_settings.wait_for_nodes_s)

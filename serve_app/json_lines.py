@@ -51,12 +51,7 @@ SendLines = Callable[[bytes, int], Awaitable[None]]
 
 
 def add_endpoints(app: FastAPI, engine: Engine) -> None:
-    """Add the endpoint.
-
-    Args:
-        app: The application.
-        engine: Scores the texts.
-    """
+    """Add the endpoint to the application; it has the engine score its texts."""
     settings = engine.settings
     streams = asyncio.Semaphore(settings.max_streams)
     body = {"required": True, "content": {MEDIA_TYPE: {"schema": ScoreLine.model_json_schema()}}}
@@ -94,14 +89,15 @@ class _DuplexResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
+        body = {"type": "http.response.body", "more_body": True}
 
         async def send_lines(lines: bytes, taken: int) -> None:
-            await send({"type": "http.response.body", "body": lines, "more_body": True, TAKEN: taken})
+            await send({**body, "body": lines, TAKEN: taken})
 
         async with self._streams:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await answer_lines(self._engine, self._chunks, send_lines)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({**body, "more_body": False})
 
 
 async def answer_lines(engine: Engine, chunks: AsyncIterable[bytes], send: SendLines) -> None:
@@ -226,4 +222,4 @@ async def _score(engine: Engine, texts: list[str]) -> list[dict[str, object]]:
         {"label": label, "score": score, "p_positive": p, "model_id": scores.model_id}
         for label, score, p in zip(labels, best_scores.tolist(), p_positive.tolist(), strict=True)
     )
-    return [next(scored) if has_text else NO_TEXT_ERROR.model_dump() for has_text in scores.has_text]
+    return scores.for_each_text(scored, NO_TEXT_ERROR.model_dump())

@@ -80,12 +80,7 @@ class InferResponse(BaseModel):
 
 
 def add_endpoints(app: FastAPI, engine: Engine) -> None:
-    """Add the protocol's endpoints.
-
-    Args:
-        app: The application.
-        engine: Scores the texts.
-    """
+    """Add the protocol's endpoints to the application; they have the engine score their texts."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     not_found: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "No such model"}}
 

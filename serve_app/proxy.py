@@ -64,11 +64,10 @@ _TIMEOUT = b"x-request-timeout-seconds"
 # By this one they make Ray hold on to requests whose client has gone.
 _HOLD_ON = b"x-request-disconnect-disabled"
 # Headers that Ray decodes, with - or _ in their names.
-_DECODED = frozenset(
-    (_TIMEOUT, _HOLD_ON, b"x-request-id", b"x-session-id", b"serve-multiplexed-model-id", b"traceparent", b"tracestate")
-)
-
-
+_DECODED = {
+    *(_TIMEOUT, _HOLD_ON, b"x-request-id", b"x-session-id"),
+    *(b"serve-multiplexed-model-id", b"traceparent", b"tracestate"),
+}
 # Of each server of this process, of which there is hardly ever more than one: connections whose client is to send
 # something, the longest waiting first.
 _WAITING: WeakKeyDictionary[ServerState, dict[LimitedProtocol, None]] = WeakKeyDictionary()
@@ -78,10 +77,8 @@ def middlewares() -> list[Middleware]:
     """Give the ASGI middleware, and make uvicorn in this process use `LimitedProtocol`. Ray Serve calls it."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__name__}"
     files, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _SPARE_FILES
-    if files != resource.RLIM_INFINITY and files < wanted:
-        files = wanted if max_files == resource.RLIM_INFINITY else min(wanted, max_files)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_files))
+    files = max(files, min(MAX_CONNECTIONS + _SPARE_FILES, max_files))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_files))
     return [Middleware(ProxyMiddleware)]
 
 
@@ -101,13 +98,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self._head_since, self._head_bytes = self.loop.time(), 0
         self._timer = self.loop.call_later(CHECK_PERIOD_S, self._check_times)
-        self._await_client()
-        # As many connections as there may be, or fewer where the process may not open as many files.
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        is_bounded = files != resource.RLIM_INFINITY
-        limit = min(MAX_CONNECTIONS, max(1, files - _SPARE_FILES)) if is_bounded else MAX_CONNECTIONS
+        self._await_head()
+        # Fewer than MAX_CONNECTIONS where the process may not open as many files.
+        limit = min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES))
         while len(self.connections) > limit and self._waiting:
             connection = next(iter(self._waiting))
             del self._waiting[connection]
@@ -138,8 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._parsed_bytes = 0
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
-        self._head_since, self._head_bytes = self.loop.time(), 0
-        self._await_client()
+        self._await_head()
 
     def on_url(self, url: bytes) -> None:
         """A part of the first line of a head has come."""
@@ -176,6 +169,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client has read much of what it was sent."""
         self._unread_since = self.loop.time()
         super().resume_writing()
+
+    def _await_head(self) -> None:
+        self._head_since, self._head_bytes = self.loop.time(), 0
+        self._await_client()
 
     def _await_client(self) -> None:
         self._waiting.pop(self, None)

@@ -120,11 +120,7 @@ def api_error(error: BaseException) -> ApiError:
 
 
 def model_header(model_id: str) -> dict[str, str]:
-    """The header with the model's id: after a new bundle went live, a client knows which of the two answered.
-
-    Args:
-        model_id: Id of the bundle; what no header can hold is percent-encoded.
-    """
+    """The header that names the model that answered; what no header can hold of its id is percent-encoded."""
     return {"X-Model-Id": quote(model_id, safe=_SAFE_IN_HEADERS)}
 
 

@@ -1,4 +1,4 @@
-"""The HTTP application, which any ASGI server could run: middleware, endpoints, errors in one form, the page.
+"""The HTTP application, which any ASGI server could run: middleware, endpoints, the page.
 
 A protocol is a module with a function that adds its endpoints; `PROTOCOLS` lists them.
 """
@@ -35,16 +35,16 @@ PROTOCOLS: tuple[Callable[[FastAPI, Engine], None], ...] = (
     json_lines.add_endpoints,
     open_inference.add_endpoints,
 )
-# Parts of the page at /docs.
+# Files of the page at /docs.
 SWAGGER = {"/docs/swagger-ui-bundle.js": "text/javascript", "/docs/swagger-ui.css": "text/css"}
-# What needs no API key: a load balancer, a browser's first visit and a client's generator ask for it.
+# What needs no API key: load balancers, browsers and code generators ask for it.
 _OPEN = {"/", "/health", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", *SWAGGER}
 _PACKAGES = ("sentiment-at-scale", "torch", "ray", "transformers", "tokenizers")
 _DESCRIPTION = """Sentiment of texts: the likelier of two labels and its probability.
 
 Errors come as `{"error": "what was wrong", "error_type": "kind"}`; `/info` has the limits.
 """
-# Nothing from elsewhere, and no frame around it.
+# The page loads nothing from other servers, and no other page may show it in a frame.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -228,7 +228,7 @@ async def _leave_to_guard(_: Request, error: Exception) -> NoReturn:
 
 
 def _add_pages(app: FastAPI) -> None:
-    """Add the page at / and Swagger UI at /docs, its parts at relative addresses: there may be a prefix before them."""
+    """Add the page at / and Swagger UI at /docs, with relative links: the service may be below a prefix."""
     docs_js, docs_css = (path.removeprefix("/") for path in SWAGGER)
     docs = get_swagger_ui_html(
         openapi_url="openapi.json",

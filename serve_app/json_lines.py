@@ -1,8 +1,8 @@
 """`POST /score`: JSON lines in, JSON lines out, in order and streamed, for archives that come over HTTP.
 
-Memory stays constant whatever comes in: lines are scored some hundreds at a time, and one batch of them is read while
-another is scored. Ray reads a request ahead of its application, and takes answers whether or not a client reads them;
-so the answers say how much of the request has been taken in, and `serve_app.proxy` gives Ray no more than that.
+Memory stays constant: lines are scored some hundreds at a time, and one batch is read while another is scored. Ray
+reads a request ahead of its application, and takes answers whether or not the client reads them. So each message of the
+answer says how many bytes of the request have been read, and `serve_app.proxy` passes no more than that on to Ray.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ScoredLine(BaseModel):
     model_id: str = Field(description="which bundle said so", examples=["tweets-0a1b2c3d4e5f"])
 
 
-# Sends whole lines of answers, and how many bytes of the request have been taken in since the call before.
+# Sends whole lines of answers, and says how many bytes of the request have been read since the call before.
 SendLines = Callable[[bytes, int], Awaitable[None]]
 
 

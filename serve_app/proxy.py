@@ -1,9 +1,9 @@
-"""What stands before Ray in the process that listens: limits on connections and requests, and errors in our form.
+"""Limits on connections and requests in front of Ray Serve's HTTP server, and Ray's own errors in the service's form.
 
 Ray Serve calls `middlewares` in its Python proxy and, behind HAProxy, in each replica, before the HTTP server there
 starts: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` in the environment of all nodes. Without
-it uvicorn waits for headers and bodies for ever, Ray takes a slot of a replica for each request whose body is still to
-come, and its own errors are plain text.
+it uvicorn waits for headers and bodies without a limit, each request whose body is still coming takes a replica's time,
+and Ray's own errors are plain text.
 
 `LimitedProtocol` has the limits of connections, `ProxyMiddleware` those of requests, `_Stream` those of /score.
 """
@@ -28,48 +28,45 @@ from uvicorn.server import ServerState
 
 from serve_app.responses import ApiError, ErrorResponse, api_error
 
-# Connections at a time; beyond, the one that has kept us waiting longest is closed.
+# Connections at a time; beyond, the one is closed whose client has been silent longest.
 MAX_CONNECTIONS = 4096
-# Time for a request's head, for its body, and for reading the answer, s. /score has its own: it may take hours.
+# Seconds for a request's head, for its body, and for reading the answer. /score has its own: it may take hours.
 HEAD_S, BODY_S, UNREAD_S = 10.0, 30.0, 30.0
 # Bytes and lines of a head, and requests that a client may send ahead on a connection.
 MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED = 64 << 10, 128, 128
-# How often connections are looked after, s.
-CHECK_PERIOD_S = 1.0
-# Files that the process may open, beside its connections.
-_SPARE_FILES = 512
+CHECK_PERIOD_S = 1.0  # between two looks at a connection
+_SPARE_FILES = 512  # that the process may open beside its connections
 
-# A body up to this size, bytes, is complete before Ray hears of the request; uvicorn itself holds as much.
+# A body up to this size is complete before Ray hears of the request; uvicorn itself buffers as much.
 _HELD_BYTES = 64 << 10
-# A body that says it is longer than this isn't waited for: the application refuses it at once, by default.
+# A body with a content-length beyond this isn't waited for: by default the application refuses it at once.
 _MAX_AWAITED_BYTES = 8 << 20
-# Body of a request that isn't a stream; no setting allows more.
+# Of a body that isn't a stream; no setting allows more.
 MAX_BODY_BYTES = 64 << 20
 _MAX_LENGTH_DIGITS = 20  # of a content-length
 
-# The endpoint whose body is a stream without end, which is answered while it comes in.
+# The endpoint whose body has no limit and is answered while it comes in.
 STREAM_PATH = "/score"
-# Of a stream: bytes that Ray has of the request and the application hasn't taken in yet; seconds without a byte in
-# either direction; bytes of answers that the client hasn't read, and how many of them are kept in memory.
+# Of a stream: bytes that Ray may have read ahead of the application; seconds without a byte in either direction; bytes
+# of answers that the client hasn't read, and how many of them are kept in memory.
 MAX_AHEAD_BYTES, IDLE_S = 256 << 10, 120.0
 MAX_UNREAD_BYTES, _IN_MEMORY_BYTES, _READ_BYTES = 128 << 20, 4 << 20, 64 << 10
 
-# In a request's scope: what ends its connection at once (Ray never sees it); that its body is paced by the answers.
+# In a request's scope: what ends its connection at once (Ray never sees it); that `TAKEN` limits what is read ahead.
 ABORT, PACED = "sentiment.abort", "sentiment.paced"
-# In a message of an answer's body: how much more of the request the application has taken in.
+# In a message of an answer's body: how many more bytes of the request the application has read.
 TAKEN = "taken"
 
-# By this header Ray's callers choose how long a request may take; 0 is for ever.
-_TIMEOUT = b"x-request-timeout-seconds"
-# By this one they make Ray hold on to requests whose client has gone.
-_HOLD_ON = b"x-request-disconnect-disabled"
+# Headers by which clients could choose how long a request may take (0: for ever), and make Ray finish requests whose
+# client has gone.
+_TIMEOUT, _HOLD_ON = b"x-request-timeout-seconds", b"x-request-disconnect-disabled"
 # Headers that Ray decodes, with - or _ in their names.
 _DECODED = {
     *(_TIMEOUT, _HOLD_ON, b"x-request-id", b"x-session-id"),
     *(b"serve-multiplexed-model-id", b"traceparent", b"tracestate"),
 }
-# Of each server of this process, of which there is hardly ever more than one: connections whose client is to send
-# something, the longest waiting first.
+# For each server of this process (there is hardly ever more than one): connections whose client is to send something,
+# longest waiting first.
 _WAITING: WeakKeyDictionary[ServerState, dict[LimitedProtocol, None]] = WeakKeyDictionary()
 
 
@@ -225,13 +222,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class ProxyMiddleware:
-    """ASGI middleware around Ray's own part: bounded bodies, and no answer but in the service's form and time.
+    """ASGI middleware around Ray's application: bounded bodies, and Ray's own answers in the service's form.
 
     Ray Serve answers some requests itself: bad headers and lost replicas by a plain 500, its own limits by plain text.
     Its time limit (`HTTPOptions.request_timeout_s`) holds for every request but streams, whatever a client says.
-
-    Args:
-        app: Ray's part.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -369,11 +363,11 @@ def _unhealthy(message: str) -> ApiError:
 
 
 class _Stream:
-    """A request to /score: its body is read as fast as the application takes it in, its answers wait to be read.
+    """A request to /score: no more of its body is read than the application takes, and answers wait for the client.
 
-    Many clients send all before they read anything; were their answers not taken off the model's hands, the service
-    would stop reading and both sides would wait for each other. Answers wait in memory, more of them in a temporary
-    file, and no more than `MAX_UNREAD_BYTES`.
+    Many clients send everything before they read anything. Without a buffer for their answers the service would stop
+    reading, and both sides would wait for each other. Answers wait in memory, many of them in a temporary file, and no
+    more than `MAX_UNREAD_BYTES`.
     """
 
     def __init__(self, receive: Receive, send: Send, abort: Callable[[], None] | None) -> None:
@@ -395,7 +389,7 @@ class _Stream:
             self._taken.clear()
             await self._taken.wait()
         if self._is_body_over:
-            # What comes after a pause that was too long is nobody's.
+            # What comes after too long a pause is thrown away.
             while (message := await self._receive())["type"] != "http.disconnect":
                 pass
             return message
@@ -441,7 +435,7 @@ class _Stream:
                 self._abort()
 
     async def aclose(self) -> None:
-        """Let go of everything."""
+        """Stop sending, and delete the answers that are left."""
         if self._sending is not None:
             self._sending.cancel()
             with suppress(asyncio.CancelledError):

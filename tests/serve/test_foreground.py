@@ -24,7 +24,7 @@ from told import told
 from sentiment.errors import ResourceError
 from sentiment.predictor import Predictor
 from sentiment.settings import RaySettings, ServeSettings
-from serve_app.foreground import check, serve_until_interrupted
+from serve_app.app import check, serve_until_interrupted
 
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",

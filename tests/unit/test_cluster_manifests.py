@@ -30,7 +30,7 @@ from ray.serve.schema import ServeDeploySchema
 from sentiment.config import load
 from sentiment.errors import ConfigError
 from sentiment.settings import ServeSettings, TrainSettings
-from serve_app.foreground import KEEP_ALIVE_S, LATE_S
+from serve_app.app import KEEP_ALIVE_S, LATE_S
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -25,7 +25,7 @@ def run(settings: ServeSettings, ray_settings: RaySettings) -> dict[str, Any]:
     """Serve until interrupted."""
     with status_line(LIBRARIES):
         from sentiment.session import ray_session
-        from serve_app.foreground import check, guard_ray, serve_until_interrupted
+        from serve_app.app import check, guard_ray, serve_until_interrupted
 
     check(settings)
     guard_ray(settings)

@@ -1,4 +1,4 @@
-"""The HTTP application, which any ASGI server could run: middleware, endpoints, errors in one form, the page.
+"""The HTTP application, which any ASGI server could run: middleware, endpoints, the page.
 
 A protocol is a module with a function that adds its endpoints; `PROTOCOLS` lists them.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, NoReturn
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,30 +26,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sentiment.schema import LABELS
 from serve_app import hugging_face, json_lines, open_inference
-from serve_app.batcher import Metrics
-from serve_app.engine import Engine
+from serve_app.engine import Engine, Metrics
 from serve_app.proxy import PACED, STREAM_PATH
-from serve_app.responses import ApiError, internal_error, schema_error
+from serve_app.responses import ApiError, api_error
 
 PROTOCOLS: tuple[Callable[[FastAPI, Engine], None], ...] = (
     hugging_face.add_endpoints,
     json_lines.add_endpoints,
     open_inference.add_endpoints,
 )
-# Parts of the page at /docs.
+# Files of the page at /docs.
 SWAGGER = {"/docs/swagger-ui-bundle.js": "text/javascript", "/docs/swagger-ui.css": "text/css"}
-# What needs no API key: a load balancer, a browser's first visit and a client's generator ask for it.
-_OPEN = frozenset(
-    (method, path)
-    for path in ("/", "/health", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", *SWAGGER)
-    for method in ("GET", "HEAD")
-)
+# What needs no API key: load balancers, browsers and code generators ask for it.
+_OPEN = {"/", "/health", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", *SWAGGER}
 _PACKAGES = ("sentiment-at-scale", "torch", "ray", "transformers", "tokenizers")
 _DESCRIPTION = """Sentiment of texts: the likelier of two labels and its probability.
 
 Errors come as `{"error": "what was wrong", "error_type": "kind"}`; `/info` has the limits.
 """
-# Nothing from elsewhere, and no frame around it.
+# The page loads nothing from other servers, and no other page may show it in a frame.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -119,8 +114,8 @@ def create_app(engine: Engine, metrics: Metrics, key_digests: Sequence[bytes] = 
         redirect_slashes=False,  # It would send clients to whatever host they have named.
     )
     app.add_middleware(GuardMiddleware, metrics=metrics, key_digests=key_digests, max_body_bytes=max_body_bytes)
-    for error in (ApiError, HTTPException, RequestValidationError):
-        app.add_exception_handler(error, _respond)
+    for error in (HTTPException, RequestValidationError):
+        app.add_exception_handler(error, _leave_to_guard)
     for add_endpoints in PROTOCOLS:
         add_endpoints(app, engine)
 
@@ -135,6 +130,7 @@ def create_app(engine: Engine, metrics: Metrics, key_digests: Sequence[bytes] = 
     async def info() -> Info:
         """Say what is served, and what a request may hold."""
         predictor = engine.predictor
+        limits = {"max_tokens": predictor.config.max_length, "max_body_bytes": max_body_bytes}
         return Info(
             name=settings.name,
             model_id=predictor.model_id,
@@ -142,13 +138,7 @@ def create_app(engine: Engine, metrics: Metrics, key_digests: Sequence[bytes] = 
             precision=predictor.precision,
             device=str(predictor.device),
             requires_api_key=bool(key_digests),
-            limits=Limits.model_validate(
-                {
-                    **settings.model_dump(),
-                    "max_tokens": predictor.config.max_length,
-                    "max_body_bytes": max_body_bytes,
-                }
-            ),
+            limits=Limits.model_validate(settings.model_dump() | limits),
             versions={"python": platform.python_version()} | versions,
         )
 
@@ -157,7 +147,7 @@ def create_app(engine: Engine, metrics: Metrics, key_digests: Sequence[bytes] = 
 
 
 class GuardMiddleware:
-    """What every request passes first: API key, size of its body, a last catch for bugs; and its metrics at the end.
+    """What every request passes first: API key, size of its body, an answer to whatever is raised, and its metrics.
 
     Ray Serve itself gives requests their ids (X-Request-ID) and logs them. Plain ASGI, for Starlette's
     BaseHTTPMiddleware would gather streamed answers.
@@ -177,7 +167,7 @@ class GuardMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_at, status, received = time.monotonic(), 0, 0
+        started_at, status, received, error_type = time.monotonic(), 0, 0, None
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         state = scope.setdefault("state", {})
         is_endless = path == STREAM_PATH and PACED in scope.get("extensions", {})
@@ -200,25 +190,27 @@ class GuardMiddleware:
             self._check_head(scope["method"], path, Headers(scope=scope))
             await self._app(scope, receive_bounded, send_noted)
         except Exception as error:
-            # Raised further, a bug's message would be logged, and it may hold what the user wrote.
-            problem = error if isinstance(error, ApiError) else internal_error(error)
-            state["error_type"] = problem.error_type
+            problem = api_error(error)
+            error_type = problem.body.error_type
             if status:
-                raise RuntimeError("failed while answering") from None  # The client has to see that it's not all.
+                # The client has to see that it's not all. Raised further, a bug's message would be logged, and it may
+                # hold what the user wrote.
+                raise RuntimeError("failed while answering") from None
             await problem.response()(scope, receive, send_noted)
         finally:
             # The route and not the path: strangers' paths would each make a metric.
             route = state.get("route") or getattr(scope.get("route"), "path", "other")
-            self._metrics.answered(route, status, time.monotonic() - started_at, state.get("error_type"))
+            self._metrics.answered(route, status, time.monotonic() - started_at, error_type)
 
     def _check_head(self, method: str, path: str, headers: Headers) -> None:
-        if self._key_digests and (method, path) not in _OPEN:
+        if self._key_digests and not (path in _OPEN and method in ("GET", "HEAD")):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             key = token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes that came
             # All are compared, each in constant time: how long it takes tells nothing.
             digest = hashlib.sha256(key).digest()
             if not any([hmac.compare_digest(digest, known) for known in self._key_digests]):  # noqa: C419
-                raise ApiError(401, "unauthorized", "an API key is needed: Authorization: Bearer KEY")
+                message = "an API key is needed: Authorization: Bearer KEY"
+                raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "")
         if path != STREAM_PATH and length.isdecimal() and int(length) > self._max_body_bytes:
             raise self._too_long(path)
@@ -227,27 +219,16 @@ class GuardMiddleware:
         advice = "; /score takes archives of any size"
         if path == STREAM_PATH:  # Without `serve_app.proxy` before it, Ray would take all of it into memory.
             advice = ", and Ray isn't set up for such archives: see docs/serving.md"
-        return ApiError(413, "validation", f"the body has more than {self._max_body_bytes} bytes{advice}")
+        return ApiError(413, f"the body has more than {self._max_body_bytes} bytes{advice}")
 
 
-async def _respond(request: Request, error: Exception) -> Response:
-    """Answer an exception of an endpoint or of the router; all have one form."""
-    if isinstance(error, HTTPException):
-        is_unknown = error.status_code in (404, 405)
-        problem = ApiError(error.status_code, "not_found" if is_unknown else "validation", str(error.detail))
-    elif isinstance(error, RequestValidationError):
-        problem = schema_error(error.errors())
-    else:
-        assert isinstance(error, ApiError)
-        problem = error
-    request.state.error_type = problem.error_type
-    response = problem.response()
-    response.headers.update(getattr(error, "headers", None) or {})
-    return response
+async def _leave_to_guard(_: Request, error: Exception) -> NoReturn:
+    """In place of the answers that Starlette and FastAPI would give: all errors have one form."""
+    raise error
 
 
 def _add_pages(app: FastAPI) -> None:
-    """Add the page at / and Swagger UI at /docs, its parts at relative addresses: there may be a prefix before them."""
+    """Add the page at / and Swagger UI at /docs, with relative links: the service may be below a prefix."""
     docs_js, docs_css = (path.removeprefix("/") for path in SWAGGER)
     docs = get_swagger_ui_html(
         openapi_url="openapi.json",
@@ -257,20 +238,18 @@ def _add_pages(app: FastAPI) -> None:
         swagger_favicon_url="data:,",
     )
     part_headers = {"Cache-Control": "max-age=86400", "X-Content-Type-Options": "nosniff"}
-    parts = files("fastapi_swagger").joinpath("resources")
 
     def add(path: str, content: bytes, media_type: str, headers: dict[str, str]) -> None:
         async def page() -> Response:
             return Response(content, media_type=media_type, headers=headers)
 
-        app.get(path, include_in_schema=False)(page)
-        if media_type == "text/html":
-            app.head(path, include_in_schema=False)(page)
+        app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)(page)
 
     add("/", files("serve_app").joinpath("page.html").read_bytes(), "text/html", _PAGE_HEADERS)
     add("/docs", bytes(docs.body), "text/html", _PAGE_HEADERS)
     for path, media_type in SWAGGER.items():
-        add(path, parts.joinpath(path.rpartition("/")[2]).read_bytes(), media_type, part_headers)
+        content = files("fastapi_swagger").joinpath("resources", path.rpartition("/")[2]).read_bytes()
+        add(path, content, media_type, part_headers)
 
 
 def _version(package: str) -> str:

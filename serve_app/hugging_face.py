@@ -17,10 +17,7 @@ from sentiment.predictor import labels_and_scores
 from sentiment.schema import LABELS, POSITIVE
 from sentiment.text import NO_TEXT
 from serve_app.engine import Engine, Scores
-from serve_app.responses import NO_TEXT_ERROR, ErrorResponse, model_header, schema_error, validation_error
-
-PATHS = ("/predict", "/")
-Activation = Literal["sigmoid", "softmax", "none"]
+from serve_app.responses import NO_TEXT_ERROR, ApiError, ErrorResponse, model_header, schema_error
 
 
 class Parameters(BaseModel):
@@ -29,7 +26,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     top_k: int | None = Field(None, ge=1, description="labels for each text, best first; all by default", examples=[1])
-    function_to_apply: Activation | None = Field(
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
         None,
         description="softmax and sigmoid, which are the same for a model with one logit: the label's probability; "
         "none: half the logit, positive for one label and negative for the other, whose softmax that is",
@@ -63,14 +60,11 @@ class LabelScore(BaseModel):
 
 
 def add_endpoints(app: FastAPI, engine: Engine) -> None:
-    """Add the protocol's endpoints.
-
-    Args:
-        app: The application.
-        engine: Scores the texts.
-    """
+    """Add the protocol's endpoints to the application; they have the engine score their texts."""
     # Plain routes of Starlette: FastAPI's way to a handler costs more than all else of a request.
-    app.router.routes[:0] = [Route(path, partial(_predict, engine, path), methods=["POST"]) for path in PATHS]
+    app.router.routes[:0] = [
+        Route(path, partial(_predict, engine, path), methods=["POST"]) for path in ("/predict", "/")
+    ]
     statuses = {413: "Too much", 422: "Not what is asked for", 429: "Too busy", 504: "Too slow"}
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse, "description": description} for status, description in statuses.items()
@@ -92,12 +86,12 @@ async def _predict(engine: Engine, path: str, http: Request) -> Response:
     try:
         request = PredictRequest.model_validate_json(await http.body())
     except ValidationError as error:
-        raise schema_error(error.errors(include_url=False, include_input=False)) from None
+        raise schema_error(error) from None
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     parameters = request.parameters or Parameters()
     scores = await engine.score(texts, truncate=parameters.truncation is not False)
     if texts and not any(scores.has_text):
-        raise validation_error(f"inputs: {NO_TEXT}")
+        raise ApiError(422, f"inputs: {NO_TEXT}")
     body = to_json(_ranked(scores, parameters))
     return Response(body, media_type="application/json", headers=model_header(scores.model_id))
 
@@ -108,18 +102,13 @@ def _ranked(scores: Scores, parameters: Parameters) -> list[list[dict[str, objec
     One text of a batch that can't be scored doesn't cost the others their answers, and its error stands where a client
     looks for its labels. It is no list, so that no client takes it for one without a look.
     """
-    p_N = scores.p_positive
-    half_N = scores.logits.astype(np.float64) / 2
-    pair_2N = (-half_N, half_N) if parameters.function_to_apply == "none" else (1 - p_N, p_N)
-    top_k = min(parameters.top_k or len(LABELS), len(LABELS))
+    p_N, half_N = scores.p_positive, scores.logits.astype(np.float64) / 2
     best_labels, _ = labels_and_scores(p_N.astype(np.float32))  # A tie is positive, as everywhere.
-    answers: list[list[dict[str, object]] | ErrorResponse] = []
-    scored = zip(np.stack(pair_2N, axis=1).tolist(), best_labels, strict=True)
-    for has_text in scores.has_text:
-        if not has_text:
-            answers.append(NO_TEXT_ERROR)
-            continue
-        pair, best = next(scored)
-        order = (1, 0) if best == LABELS[1] else (0, 1)
-        answers.append([{"label": LABELS[index], "score": pair[index]} for index in order[:top_k]])
-    return answers
+    pair_2N = (-half_N, half_N) if parameters.function_to_apply == "none" else (1 - p_N, p_N)
+    ranked = []
+    for best, *pair in zip(best_labels, *(value_N.tolist() for value_N in pair_2N), strict=True):
+        labels: list[dict[str, object]] = [
+            {"label": label, "score": score} for label, score in zip(LABELS, pair, strict=True)
+        ]
+        ranked.append((labels if best == LABELS[0] else labels[::-1])[: parameters.top_k])
+    return scores.for_each_text(ranked, NO_TEXT_ERROR)

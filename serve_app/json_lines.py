@@ -1,8 +1,8 @@
 """`POST /score`: JSON lines in, JSON lines out, in order and streamed, for archives that come over HTTP.
 
-Memory stays constant whatever comes in: lines are scored some hundreds at a time, and one batch of them is read while
-another is scored. Ray reads a request ahead of its application, and takes answers whether or not a client reads them;
-so the answers say how much of the request has been taken in, and `serve_app.proxy` gives Ray no more than that.
+Memory stays constant: lines are scored some hundreds at a time, and one batch is read while another is scored. Ray
+reads a request ahead of its application, and takes answers whether or not the client reads them. So each message of the
+answer says how many bytes of the request have been read, and `serve_app.proxy` passes no more than that on to Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
@@ -19,11 +18,10 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from sentiment.predictor import labels_and_scores
 from sentiment.schema import LABELS, POSITIVE
 from serve_app.engine import Engine
 from serve_app.proxy import STREAM_PATH, TAKEN
-from serve_app.responses import NO_TEXT_ERROR, ApiError, ErrorResponse, Id, internal_error, model_header, schema_error
+from serve_app.responses import NO_TEXT_ERROR, ApiError, ErrorResponse, Id, api_error, model_header, schema_error
 
 MEDIA_TYPE = "application/x-ndjson"
 # Lines scored together: enough for full batches.
@@ -48,17 +46,12 @@ class ScoredLine(BaseModel):
     model_id: str = Field(description="which bundle said so", examples=["tweets-0a1b2c3d4e5f"])
 
 
-# Sends whole lines of answers, and how many bytes of the request have been taken in since the call before.
+# Sends whole lines of answers, and says how many bytes of the request have been read since the call before.
 SendLines = Callable[[bytes, int], Awaitable[None]]
 
 
 def add_endpoints(app: FastAPI, engine: Engine) -> None:
-    """Add the endpoint.
-
-    Args:
-        app: The application.
-        engine: Scores the texts.
-    """
+    """Add the endpoint to the application; it has the engine score its texts."""
     settings = engine.settings
     streams = asyncio.Semaphore(settings.max_streams)
     body = {"required": True, "content": {MEDIA_TYPE: {"schema": ScoreLine.model_json_schema()}}}
@@ -77,7 +70,7 @@ def add_endpoints(app: FastAPI, engine: Engine) -> None:
         if streams.locked():
             limit = settings.max_streams
             message = f"{limit} archives are being scored already, {limit} may be: try again later"
-            raise ApiError(429, "overloaded", message, settings.retry_after_s)
+            raise ApiError(429, message, retry_after_s=settings.retry_after_s)
         return _DuplexResponse(engine, request.stream(), streams, model_id)
 
 
@@ -96,14 +89,15 @@ class _DuplexResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
+        body = {"type": "http.response.body", "more_body": True}
 
         async def send_lines(lines: bytes, taken: int) -> None:
-            await send({"type": "http.response.body", "body": lines, "more_body": True, TAKEN: taken})
+            await send({**body, "body": lines, TAKEN: taken})
 
         async with self._streams:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await answer_lines(self._engine, self._chunks, send_lines)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({**body, "more_body": False})
 
 
 async def answer_lines(engine: Engine, chunks: AsyncIterable[bytes], send: SendLines) -> None:
@@ -120,17 +114,12 @@ async def answer_lines(engine: Engine, chunks: AsyncIterable[bytes], send: SendL
     max_lines = min(_BATCH_LINES, settings.max_texts)
     lines: asyncio.Queue[tuple[int, bytes | None] | None] = asyncio.Queue(2 * max_lines)
     scoring: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(1)
-    sending = asyncio.Lock()
     problem: ApiError | None = None
-
-    async def send_in_turn(answers: bytes, taken: int) -> None:
-        async with sending:
-            await send(answers, taken)
 
     async def read() -> None:
         nonlocal problem
         try:
-            async for line in _split(chunks, max_line_bytes, send_in_turn):
+            async for line in _split(chunks, max_line_bytes, send):
                 await lines.put(line)
         except ApiError as error:
             problem = error  # The body is too long: what came before is answered.
@@ -138,7 +127,7 @@ async def answer_lines(engine: Engine, chunks: AsyncIterable[bytes], send: SendL
 
     async def write() -> None:
         while (task := await scoring.get()) is not None:
-            await send_in_turn(await task, 0)
+            await send(await task, 0)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -186,8 +175,8 @@ async def _answer(engine: Engine, lines: list[tuple[int, bytes | None]]) -> byte
     texts = [line.text for line in parsed if isinstance(line, ScoreLine)]
     try:
         scored = iter(await _score(engine, texts))
-    except ApiError as error:
-        scored = iter([error.body.model_dump()] * len(texts))  # The status is long sent: each line says it.
+    except Exception as error:
+        scored = iter([api_error(error).body.model_dump()] * len(texts))  # The status is long sent: each line says it.
     answers = []
     for (number, _), line in zip(lines, parsed, strict=True):
         answer: dict[str, object] = {"line": number}
@@ -212,7 +201,7 @@ def _parse(raw: bytes | None, max_chars: int) -> ScoreLine | ErrorResponse:
                 return line
             message = f"text: at most {max_chars} characters, got {len(line.text)}"
         except ValidationError as error:
-            message = schema_error(error.errors(include_url=False, include_input=False), root="line").message
+            message = schema_error(error, root="line").body.error
         except (ValueError, RecursionError):
             message = "not JSON"
     return ErrorResponse(error=message, error_type="validation")
@@ -220,22 +209,17 @@ def _parse(raw: bytes | None, max_chars: int) -> ScoreLine | ErrorResponse:
 
 async def _score(engine: Engine, texts: list[str]) -> list[dict[str, object]]:
     """Give what each text's line says; a busy service is waited for, and the client with it."""
-    while texts:
+    while True:
         try:
             scores = await engine.score(texts, field="text", has_time_limit=False)
+            break
         except ApiError as error:
-            if error.error_type != "overloaded":
+            if error.status != 429:
                 raise
             await asyncio.sleep(error.retry_after_s or 1.0)
-            continue
-        except Exception as error:
-            raise internal_error(error) from None
-        p_positive = scores.p_positive.astype(np.float32)
-        labels, best_scores = labels_and_scores(p_positive)
-        scored = (
-            {"label": label, "score": score, "p_positive": p, "model_id": scores.model_id}
-            for label, score, p in zip(labels, best_scores.tolist(), p_positive.tolist(), strict=True)
-        )
-        no_text = NO_TEXT_ERROR.model_dump()
-        return [next(scored) if has_text else no_text for has_text in scores.has_text]
-    return []
+    labels, best_scores, p_positive = scores.outputs()
+    scored = (
+        {"label": label, "score": score, "p_positive": p, "model_id": scores.model_id}
+        for label, score, p in zip(labels, best_scores.tolist(), p_positive.tolist(), strict=True)
+    )
+    return scores.for_each_text(scored, NO_TEXT_ERROR.model_dump())

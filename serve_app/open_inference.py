@@ -16,10 +16,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from sentiment.predictor import labels_and_scores
 from sentiment.text import NO_TEXT
-from serve_app.engine import Engine
-from serve_app.responses import ApiError, ErrorResponse, Id, model_header, schema_error, validation_error
+from serve_app.engine import Engine, Scores
+from serve_app.responses import ApiError, ErrorResponse, Id, model_header, schema_error
 
 # Length of the JSON in a body that has tensors behind it; the same name in requests and answers.
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -81,20 +80,15 @@ class InferResponse(BaseModel):
 
 
 def add_endpoints(app: FastAPI, engine: Engine) -> None:
-    """Add the protocol's endpoints.
-
-    Args:
-        app: The application.
-        engine: Scores the texts.
-    """
+    """Add the protocol's endpoints to the application; they have the engine score their texts."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     not_found: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "No such model"}}
 
     def check(name: str, http: Request) -> None:
         if name != engine.settings.name:
-            raise ApiError(404, "not_found", f"no such model; there is {engine.settings.name}")
+            raise ApiError(404, f"no such model; there is {engine.settings.name}")
         if http.path_params.get("version", engine.predictor.model_id) != engine.predictor.model_id:
-            raise ApiError(404, "not_found", f"no such version; there is {engine.predictor.model_id}")
+            raise ApiError(404, f"no such version; there is {engine.predictor.model_id}")
 
     @router.get("")
     async def server() -> dict[str, Any]:
@@ -145,42 +139,39 @@ def add_endpoints(app: FastAPI, engine: Engine) -> None:
             # A tensor has a value for each text, and none of them could say that there is none. All such texts are
             # named, so that a client can leave them out in one go.
             indices = [str(index) for index, has_text in enumerate(scores.has_text) if not has_text]
-            raise validation_error(f"inputs.0.data.{','.join(indices)}: {NO_TEXT}")
-        p_positive = scores.p_positive.astype(np.float32)
-        labels, best_scores = labels_and_scores(p_positive)
-        values: dict[str, Any] = {"label": labels, "score": best_scores, "p_positive": p_positive}
-        return _respond(request, values, engine.settings.name, scores.model_id)
+            raise ApiError(422, f"inputs.0.data.{','.join(indices)}: {NO_TEXT}")
+        return _respond(request, scores, name)
 
     app.include_router(router)
 
 
 def _parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[str]]:
     """Read a request and its texts; `header_length` says how many bytes of the body are JSON, None: all of them."""
-    is_length = header_length is None or (header_length.isdecimal() and len(header_length) < _MAX_DIGITS)
-    if not is_length or int(header_length or 0) > len(body):
-        raise validation_error(f"{HEADER_LENGTH}: not a length within the body", 400)
-    json_bytes = len(body) if header_length is None else int(header_length)
+    length = str(len(body)) if header_length is None else header_length
+    if not (length.isdecimal() and len(length) < _MAX_DIGITS and int(length) <= len(body)):
+        raise ApiError(400, f"{HEADER_LENGTH}: not a length within the body")
+    json_bytes = int(length)
     try:
         request = InferRequest.model_validate(json.loads(body[:json_bytes]))
     except ValidationError as error:
-        raise schema_error(error.errors(include_url=False, include_input=False)) from None
+        raise schema_error(error) from None
     except (ValueError, RecursionError):
-        raise validation_error("the body is not JSON", 400) from None
+        raise ApiError(400, "the body is not JSON") from None
     tensor = request.inputs[0]
     size = tensor.parameters.get("binary_data_size")
     if tensor.name != INPUT:
-        raise validation_error(f"inputs.0.name: the input is called {INPUT}")
+        raise ApiError(422, f"inputs.0.name: the input is called {INPUT}")
     if size is None:
         # The data may be nested as its shape is.
         texts = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in tensor.data or []]
         if tensor.data is None or not all(isinstance(text, str) for text in texts):
-            raise validation_error("inputs.0.data: must be texts")
+            raise ApiError(422, "inputs.0.data: must be texts")
     elif isinstance(size, int) and size == len(body) - json_bytes:
         texts = _decode(body[json_bytes:])
     else:
-        raise validation_error("inputs.0.parameters.binary_data_size: not the length of what follows the JSON", 400)
+        raise ApiError(400, "inputs.0.parameters.binary_data_size: not the length of what follows the JSON")
     if tensor.shape not in ([len(texts)], [len(texts), 1]):
-        raise validation_error(f"inputs.0.shape: there are {len(texts)} texts, so [{len(texts)}] or [{len(texts)}, 1]")
+        raise ApiError(422, f"inputs.0.shape: there are {len(texts)} texts, so [{len(texts)}] or [{len(texts)}, 1]")
     return request, texts
 
 
@@ -189,20 +180,21 @@ def _decode(binary: bytes) -> list[str]:
     texts, start = [], 0
     while start < len(binary):
         if start + 4 > len(binary):
-            raise validation_error("inputs.0: the binary form ends within an element's length", 400)
+            raise ApiError(400, "inputs.0: the binary form ends within an element's length")
         (length,) = struct.unpack_from("<I", binary, start)
         end = start + 4 + length
         if end > len(binary):
-            raise validation_error("inputs.0: the binary form ends within an element", 400)
+            raise ApiError(400, "inputs.0: the binary form ends within an element")
         try:
             texts.append(binary[start + 4 : end].decode())
         except UnicodeDecodeError:
-            raise validation_error(f"inputs.0: element {len(texts)} is not UTF-8") from None
+            raise ApiError(422, f"inputs.0: element {len(texts)} is not UTF-8") from None
         start = end
     return texts
 
 
-def _respond(request: InferRequest, values: dict[str, Any], name: str, version: str) -> Response:
+def _respond(request: InferRequest, scores: Scores, name: str) -> Response:
+    values: dict[str, Any] = dict(zip(OUTPUTS, scores.outputs(), strict=True))
     requested = request.outputs or [InferOutput(name=output) for output in OUTPUTS]
     all_binary = request.parameters.get("binary_data_output") is True
     outputs, binaries = [], b""
@@ -219,8 +211,8 @@ def _respond(request: InferRequest, values: dict[str, Any], name: str, version: 
         else:
             tensor["data"] = list(value) if isinstance(value, list) else value.tolist()
         outputs.append(tensor)
-    headers = model_header(version)
-    answer = {"model_name": name, "model_version": version, "outputs": outputs}
+    headers = model_header(scores.model_id)
+    answer = {"model_name": name, "model_version": scores.model_id, "outputs": outputs}
     head = to_json(answer if request.id is None else {**answer, "id": request.id})
     if not binaries:
         return Response(head, media_type="application/json", headers=headers)

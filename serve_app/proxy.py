@@ -1,9 +1,9 @@
-"""What stands before Ray in the process that listens: limits on connections and requests, and errors in our form.
+"""Limits on connections and requests in front of Ray Serve's HTTP server, and Ray's own errors in the service's form.
 
 Ray Serve calls `middlewares` in its Python proxy and, behind HAProxy, in each replica, before the HTTP server there
 starts: `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` in the environment of all nodes. Without
-it uvicorn waits for headers and bodies for ever, Ray takes a slot of a replica for each request whose body is still to
-come, and its own errors are plain text.
+it uvicorn waits for headers and bodies without a limit, each request whose body is still coming takes a replica's time,
+and Ray's own errors are plain text.
 
 `LimitedProtocol` has the limits of connections, `ProxyMiddleware` those of requests, `_Stream` those of /score.
 """
@@ -11,13 +11,13 @@ come, and its own errors are plain text.
 from __future__ import annotations
 
 import asyncio
-import logging
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn.config
 from starlette.datastructures import Headers
@@ -26,54 +26,56 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serve_app.responses import ApiError, ErrorResponse, internal_error, validation_error
+from serve_app.responses import ApiError, ErrorResponse, api_error
 
-_LOG = logging.getLogger(__name__)
-
-# Connections at a time; beyond, the one that has kept us waiting longest is closed.
+# Connections at a time; beyond, the one is closed whose client has been silent longest.
 MAX_CONNECTIONS = 4096
-# Time for a request's head, for its body, and for reading the answer, s. /score has its own: it may take hours.
+# Seconds for a request's head, for its body, and for reading the answer. /score has its own: it may take hours.
 HEAD_S, BODY_S, UNREAD_S = 10.0, 30.0, 30.0
 # Bytes and lines of a head, and requests that a client may send ahead on a connection.
 MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED = 64 << 10, 128, 128
-# How often connections are looked after, s.
-CHECK_PERIOD_S = 1.0
-# Files that the process may open, beside its connections.
-_SPARE_FILES = 512
+CHECK_PERIOD_S = 1.0  # between two looks at a connection
+_SPARE_FILES = 512  # that the process may open beside its connections
 
-# A body up to this size, bytes, is complete before Ray hears of the request; uvicorn itself holds as much.
+# A body up to this size is complete before Ray hears of the request; uvicorn itself buffers as much.
 _HELD_BYTES = 64 << 10
-# A body that says it is longer than this isn't waited for: the application refuses it at once, by default.
+# A body with a content-length beyond this isn't waited for: by default the application refuses it at once.
 _MAX_AWAITED_BYTES = 8 << 20
-# Body of a request that isn't a stream; no setting allows more.
+# Of a body that isn't a stream; no setting allows more.
 MAX_BODY_BYTES = 64 << 20
 _MAX_LENGTH_DIGITS = 20  # of a content-length
 
-# The endpoint whose body is a stream without end, which is answered while it comes in.
+# The endpoint whose body has no limit and is answered while it comes in.
 STREAM_PATH = "/score"
-# Of a stream: bytes that Ray has of the request and the application hasn't taken in yet; seconds without a byte in
-# either direction; bytes of answers that the client hasn't read, and how many of them are kept in memory.
+# Of a stream: bytes that Ray may have read ahead of the application; seconds without a byte in either direction; bytes
+# of answers that the client hasn't read, and how many of them are kept in memory.
 MAX_AHEAD_BYTES, IDLE_S = 256 << 10, 120.0
 MAX_UNREAD_BYTES, _IN_MEMORY_BYTES, _READ_BYTES = 128 << 20, 4 << 20, 64 << 10
 
-# In a request's scope: what ends its connection at once (Ray never sees it); that its body is paced by the answers.
+# In a request's scope: what ends its connection at once (Ray never sees it); that `TAKEN` limits what is read ahead.
 ABORT, PACED = "sentiment.abort", "sentiment.paced"
-# In a message of an answer's body: how much more of the request the application has taken in.
+# In a message of an answer's body: how many more bytes of the request the application has read.
 TAKEN = "taken"
 
-# By this header Ray's callers choose how long a request may take; 0 is for ever.
-_TIMEOUT = b"x-request-timeout-seconds"
-# By this one they make Ray hold on to requests whose client has gone.
-_HOLD_ON = b"x-request-disconnect-disabled"
+# Headers by which clients could choose how long a request may take (0: for ever), and make Ray finish requests whose
+# client has gone.
+_TIMEOUT, _HOLD_ON = b"x-request-timeout-seconds", b"x-request-disconnect-disabled"
 # Headers that Ray decodes, with - or _ in their names.
-_DECODED = frozenset(
-    (_TIMEOUT, _HOLD_ON, b"x-request-id", b"x-session-id", b"serve-multiplexed-model-id", b"traceparent", b"tracestate")
-)
+_DECODED = {
+    *(_TIMEOUT, _HOLD_ON, b"x-request-id", b"x-session-id"),
+    *(b"serve-multiplexed-model-id", b"traceparent", b"tracestate"),
+}
+# For each server of this process (there is hardly ever more than one): connections whose client is to send something,
+# longest waiting first.
+_WAITING: WeakKeyDictionary[ServerState, dict[LimitedProtocol, None]] = WeakKeyDictionary()
 
 
 def middlewares() -> list[Middleware]:
     """Give the ASGI middleware, and make uvicorn in this process use `LimitedProtocol`. Ray Serve calls it."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__name__}"
+    files, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = max(files, min(MAX_CONNECTIONS + _SPARE_FILES, max_files))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_files))
     return [Middleware(ProxyMiddleware)]
 
 
@@ -82,9 +84,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.server_state not in _MONITORS:
-            _MONITORS[self.server_state] = _Monitor(self.server_state, self.loop)
-        self._monitor = _MONITORS[self.server_state]
+        self._waiting = _WAITING.setdefault(self.server_state, {})
+        self._timer: asyncio.TimerHandle | None = None
         # Since when its head, its body and its answer's being read are waited for; None: they aren't.
         self._head_since: float | None = None
         self._body_since: float | None = None
@@ -94,13 +95,21 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self._head_since, self._head_bytes = self.loop.time(), 0
-        self._monitor.await_client(self)
-        self._monitor.make_room()
+        self._timer = self.loop.call_later(CHECK_PERIOD_S, self._check_times)
+        self._await_head()
+        # Fewer than MAX_CONNECTIONS where the process may not open as many files.
+        limit = min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES))
+        while len(self.connections) > limit and self._waiting:
+            connection = next(iter(self._waiting))
+            del self._waiting[connection]
+            self.connections.discard(connection)
+            connection.end(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
-        self._monitor.waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -120,8 +129,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._parsed_bytes = 0
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
-        self._head_since, self._head_bytes = self.loop.time(), 0
-        self._monitor.await_client(self)
+        self._await_head()
 
     def on_url(self, url: bytes) -> None:
         """A part of the first line of a head has come."""
@@ -143,13 +151,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is complete."""
         self._body_since = None
-        self._monitor.waiting.pop(self, None)
+        self._waiting.pop(self, None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """A request is answered."""
         if not self.pipeline:
-            self._monitor.await_client(self)
+            self._await_client()
         if self._body_since is not None:
             self._body_since = self.loop.time()  # The rest of it, which nobody wants.
         super().on_response_complete()
@@ -158,6 +166,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client has read much of what it was sent."""
         self._unread_since = self.loop.time()
         super().resume_writing()
+
+    def _await_head(self) -> None:
+        self._head_since, self._head_bytes = self.loop.time(), 0
+        self._await_client()
+
+    def _await_client(self) -> None:
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
 
     def _count_head(self, part: bytes) -> None:
         """Bound a head that comes all at once; what is raised here is answered with a 400."""
@@ -168,12 +184,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _should_upgrade_to_ws(self) -> bool:
         return False  # There is no such endpoint: it is an ordinary request.
 
-    def check_times(self, now: float) -> None:
-        """End the connection if the client has had its time.
-
-        Args:
-            now: Time of the loop's clock, s.
-        """
+    def _check_times(self) -> None:
+        """End the connection if the client has had its time."""
+        now = self.loop.time()
+        self._timer = self.loop.call_later(CHECK_PERIOD_S, self._check_times)
         is_busy = self.cycle is not None and not self.cycle.response_complete
         # Not our own scope: that may be the one of a head that is still coming.
         is_stream_open = is_busy and _is_stream(self.cycle.scope)
@@ -192,11 +206,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def end(self, status: int) -> None:
-        """Close the connection, with an answer if none has begun.
-
-        Args:
-            status: Status code of that answer.
-        """
+        """Close the connection, with an answer of that status if none has begun."""
         cycle = self.cycle
         if self.transport.is_closing():
             return
@@ -211,61 +221,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class _Monitor:
-    """Looks after the connections of a server."""
-
-    def __init__(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
-        self._state, self._loop = state, loop
-        # Connections whose client is to send something, the longest waiting first.
-        self.waiting: dict[LimitedProtocol, None] = {}
-        # As many connections as there may be, or fewer where the process may not open as many files.
-        files, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = MAX_CONNECTIONS + _SPARE_FILES
-        self._max_connections = MAX_CONNECTIONS
-        if files != resource.RLIM_INFINITY and files < wanted:
-            files = wanted if max_files == resource.RLIM_INFINITY else min(wanted, max_files)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_files))
-            self._max_connections = max(1, files - _SPARE_FILES)
-        loop.call_later(CHECK_PERIOD_S, self._check)
-
-    def await_client(self, connection: LimitedProtocol) -> None:
-        """Take note that from now on a connection waits for its client."""
-        self.waiting.pop(connection, None)
-        self.waiting[connection] = None
-
-    def make_room(self) -> None:
-        """Close the connection that has been waiting longest, if there are too many."""
-        while len(self._state.connections) > self._max_connections and self.waiting:
-            connection = next(iter(self.waiting))
-            self.waiting.pop(connection)
-            self._state.connections.discard(connection)
-            connection.end(503)
-
-    def _check(self) -> None:
-        # First of all, whatever goes wrong with a connection: without another check none would ever be ended.
-        self._loop.call_later(CHECK_PERIOD_S, self._check)
-        now = self._loop.time()
-        for connection in [*self._state.connections]:
-            if isinstance(connection, LimitedProtocol):
-                try:
-                    connection.check_times(now)
-                except Exception:
-                    _LOG.exception("a connection couldn't be looked after and was closed")
-                    connection.transport.abort()
-
-
-# One for each server of this process, of which there is hardly ever more than one.
-_MONITORS: dict[ServerState, _Monitor] = {}
-
-
 class ProxyMiddleware:
-    """ASGI middleware around Ray's own part: bounded bodies, and no answer but in the service's form and time.
+    """ASGI middleware around Ray's application: bounded bodies, and Ray's own answers in the service's form.
 
     Ray Serve answers some requests itself: bad headers and lost replicas by a plain 500, its own limits by plain text.
     Its time limit (`HTTPOptions.request_timeout_s`) holds for every request but streams, whatever a client says.
-
-    Args:
-        app: Ray's part.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -278,12 +238,10 @@ class ProxyMiddleware:
             return
         extensions = scope.setdefault("extensions", {})
         abort = extensions.pop(ABORT, None)
-        content_length, problem = _read_head(scope)
-        if problem is not None:
-            response = problem.response()
-            if problem.status == 400:
-                response.headers["Connection"] = "close"
-            await response(scope, receive, send)
+        try:
+            content_length = _read_head(scope)
+        except ApiError as problem:
+            await problem.response()(scope, receive, send)
             return
         has_begun = is_replaced = False
 
@@ -317,7 +275,7 @@ class ProxyMiddleware:
         except Exception as error:
             if has_begun:
                 raise
-            await send_own(internal_error(error))
+            await send_own(api_error(error))
         else:
             if not has_begun:
                 # So Ray ends a request whose replica has died.
@@ -353,9 +311,10 @@ def _is_stream(scope: Mapping[str, Any]) -> bool:
     return scope["method"] == "POST" and str(scope["path"]).endswith(STREAM_PATH)
 
 
-def _read_head(scope: Scope) -> tuple[int, ApiError | None]:
-    """Take out headers that Ray mustn't see; gives the body's length (0: not known) and why the request is refused."""
+def _read_head(scope: Scope) -> int:
+    """Take out headers that Ray mustn't see, refuse what it can't read; gives the body's length (0: not known)."""
     headers, content_length, has_body, upgrades = [], 0, False, False
+    closing = {"Connection": "close"}
     for header in scope["headers"]:
         key, value = header
         if not value.isascii() and key.replace(b"_", b"-") in _DECODED:
@@ -363,10 +322,10 @@ def _read_head(scope: Scope) -> tuple[int, ApiError | None]:
                 value.decode()
             except UnicodeDecodeError:
                 # Ray would fail to decode it, and its plain 500 would come before any API key is asked for.
-                return 0, validation_error(f"header {key.decode()}: not UTF-8", 400)
+                raise ApiError(400, f"header {key.decode()}: not UTF-8", headers=closing) from None
         if key == b"content-length":
             if len(value) > _MAX_LENGTH_DIGITS:  # Python reads no number of thousands of digits.
-                return 0, validation_error("header content-length: too long", 400)
+                raise ApiError(400, "header content-length: too long", headers=closing)
             content_length = int(value) if value.isdigit() else 0
             has_body |= value != b"0"
         has_body |= key == b"transfer-encoding"
@@ -375,11 +334,11 @@ def _read_head(scope: Scope) -> tuple[int, ApiError | None]:
             headers.append(header)
     if upgrades and has_body:
         # uvicorn's parser takes the body for the other protocol's.
-        return 0, validation_error("header upgrade: this is an HTTP/1.1 service; send the request without it", 400)
+        raise ApiError(400, "header upgrade: this is an HTTP/1.1 service; send the request without it", headers=closing)
     if str(scope["path"]).endswith("/-/routes"):  # Ray would list its applications to anybody.
-        return 0, ApiError(404, "not_found", "Not Found")
+        raise ApiError(404, "Not Found")
     scope["headers"] = headers
-    return content_length, None
+    return content_length
 
 
 def _error_of_ray(start: Message) -> ApiError | None:
@@ -388,10 +347,10 @@ def _error_of_ray(start: Message) -> ApiError | None:
     if not headers.get("content-type", "").startswith("text/plain") or "content-length" in headers:
         return None
     if start["status"] == 408:
-        return ApiError(504, "timeout", "no answer within the time limit: try fewer texts, or later")
+        return ApiError(504, "no answer within the time limit: try fewer texts, or later")
     if start["status"] == 503 and "retry-after" in headers:
-        retry_after_s = float(headers["retry-after"])
-        return ApiError(503, "overloaded", "too many requests are under way: try again later", retry_after_s)
+        message, retry_after_s = "too many requests are under way: try again later", float(headers["retry-after"])
+        return ApiError(503, message, error_type="overloaded", retry_after_s=retry_after_s)
     if start["status"] == 503:
         return _unhealthy("no replica is there to answer: try again")
     if start["status"] == 404:
@@ -400,15 +359,15 @@ def _error_of_ray(start: Message) -> ApiError | None:
 
 
 def _unhealthy(message: str) -> ApiError:
-    return ApiError(503, "unhealthy", message, retry_after_s=1.0)
+    return ApiError(503, message, retry_after_s=1.0)
 
 
 class _Stream:
-    """A request to /score: its body is read as fast as the application takes it in, its answers wait to be read.
+    """A request to /score: no more of its body is read than the application takes, and answers wait for the client.
 
-    Many clients send all before they read anything; were their answers not taken off the model's hands, the service
-    would stop reading and both sides would wait for each other. Answers wait in memory, more of them in a temporary
-    file, and no more than `MAX_UNREAD_BYTES`.
+    Many clients send everything before they read anything. Without a buffer for their answers the service would stop
+    reading, and both sides would wait for each other. Answers wait in memory, many of them in a temporary file, and no
+    more than `MAX_UNREAD_BYTES`.
     """
 
     def __init__(self, receive: Receive, send: Send, abort: Callable[[], None] | None) -> None:
@@ -430,7 +389,7 @@ class _Stream:
             self._taken.clear()
             await self._taken.wait()
         if self._is_body_over:
-            # What comes after a pause that was too long is nobody's.
+            # What comes after too long a pause is thrown away.
             while (message := await self._receive())["type"] != "http.disconnect":
                 pass
             return message
@@ -476,7 +435,7 @@ class _Stream:
                 self._abort()
 
     async def aclose(self) -> None:
-        """Let go of everything."""
+        """Stop sending, and delete the answers that are left."""
         if self._sending is not None:
             self._sending.cancel()
             with suppress(asyncio.CancelledError):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from served import Notes
+from served import Notes, settings_for
 
 from serve_app.app import RayMetrics
-from serve_app.batcher import Batcher, ClosedError, QueueFullError
+from serve_app.engine import Batcher
+from serve_app.responses import ApiError
+
+LIMITS = {"max_batch_tokens": 100, "max_queued_texts": 1000}
 
 
 class Model:
@@ -38,7 +42,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def run(work: Callable[[Batcher, Model, Notes], Coroutine[None, None, None]], **limits: int) -> None:
     async def main() -> None:
         notes = Notes()
-        batcher = Batcher(limits.get("max_tokens", 100), limits.get("max_texts", 1000), notes)
+        batcher = Batcher(settings_for(Path("m"), **{**LIMITS, **limits}), notes)
         await work(batcher, Model(), notes)
         await batcher.close()
 
@@ -92,7 +96,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         model.go.clear()
         tasks = [asyncio.create_task(batcher.run(model.logits, [[1], [2]])) for _ in range(5)]
         await until(lambda: batcher.waiting == 10)
-        with pytest.raises(QueueFullError):
+        with pytest.raises(ApiError, match="10 texts wait already, 10 may"):
             await batcher.run(model.logits, [[3]])
         model.go.set()
         await asyncio.gather(*tasks)
@@ -100,7 +104,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         assert (await batcher.run(model.logits, [[4]] * 20)).tolist() == [4] * 20
         assert batcher.waiting == 0
 
-    run(work, max_texts=10)
+    run(work, max_queued_texts=10)
 
 
 def test_those_who_have_gone_are_left_out() -> None:
@@ -143,7 +147,7 @@ def test_whoever_waits_at_the_end_is_told() -> None:
         await until(lambda: batcher.waiting == 2)
         await batcher.close()
         for task in (first, second):
-            with pytest.raises(ClosedError):
+            with pytest.raises(ApiError, match="the service is being stopped"):
                 await task
         model.go.set()
 
@@ -167,11 +171,11 @@ def test_no_texts_at_all_and_the_real_meter() -> None:
     """A counter of Ray's takes no 0: what it raised once ended the batching for good."""
 
     async def main() -> None:
-        batcher, model = Batcher(100, 100, RayMetrics()), Model()
+        batcher, model = Batcher(settings_for(Path("m"), **LIMITS), RayMetrics()), Model()
         assert (await batcher.run(model.logits, [])).tolist() == []
         assert (await batcher.run(model.logits, [[3]])).tolist() == [3]
         await batcher.close()
-        with pytest.raises(ClosedError):
+        with pytest.raises(ApiError, match="the service is being stopped"):
             await batcher.run(model.logits, [[1]])
 
     asyncio.run(main())
@@ -183,7 +187,7 @@ def test_measuring_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
             raise ValueError("secret")
 
     async def main() -> None:
-        batcher, model = Batcher(100, 100, Broken()), Model()
+        batcher, model = Batcher(settings_for(Path("m"), **LIMITS), Broken()), Model()
         for number in (1, 2):
             assert (await batcher.run(model.logits, [[number]])).tolist() == [number]
         await batcher.close()

@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from served import Notes, Served, digests, serve_app
+from starlette.types import Message
 
 from sentiment.errors import ConfigError
 from sentiment.predictor import FloatArray, Predictor
@@ -350,3 +351,26 @@ def test_what_is_open_is_open_below_a_prefix(bundle: Path) -> None:
     with TestClient(create_app(engine, notes, digests(["key"])), root_path="/pre") as client:
         assert client.get("/pre/").status_code == 200
         assert client.get("/pre/info").status_code == 401
+
+
+def test_a_client_that_goes_before_its_request_is_complete_is_no_bug(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = Notes()
+    app = create_app(Engine(ServeSettings(model=str(bundle)), notes), notes)
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+
+    async def main() -> None:
+        messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive() -> Message:
+            return next(messages)
+
+        async def send(_: Message) -> None:
+            pass
+
+        await app(scope, receive, send)
+
+    asyncio.run(main())
+    assert notes.answers == [("/predict", 400, "validation")]
+    assert caplog.text == ""

@@ -159,7 +159,8 @@ def test_html_is_text(page: Page, service: Service) -> None:
 def test_errors_are_told_in_words(page: Page, service: Service) -> None:
     page.open(service.url)
     page.send(TEXT)
-    assert page.fail("a" * 2_001) == "inputs: at most 2000 characters, got 2001."
+    assert page.fail("a" * 2_001) == "At most 2000 characters, got 2001."
+    assert page.fail("#") == "No text."
     assert page.of("error").aria_role == "alert"
     assert page.fail(" ") == "There is no text yet."
     page.send(TEXT + "!")
@@ -170,7 +171,7 @@ def test_errors_are_told_in_words(page: Page, service: Service) -> None:
 def test_says_when_to_try_again(page: Page, bundle: Path) -> None:
     with serving(bundle, is_loaded=False, retry_after_s=7) as service:
         page.open(service.url)
-        assert page.fail(TEXT) == "the model is being loaded. Try again in 7 seconds."
+        assert page.fail(TEXT) == "The model is being loaded. Try again in 7 seconds."
         service.load()
         page.send(TEXT)
         assert page.of("label").text == service.predict(TEXT)["label"]
@@ -184,7 +185,7 @@ def test_says_when_to_try_again(page: Page, bundle: Path) -> None:
         ("'<html>', {status: 502}", "The service answered with status 502."),
         ("'<html>', {status: 200}", "The service’s answer can’t be understood."),
         ("'[]', {status: 200}", "The service’s answer can’t be understood."),
-        ("'{\"error\": \"busy\"}', {status: 429, headers: {'Retry-After': '1'}}", "busy. Try again in 1 second."),
+        ("'{\"error\": \"busy\"}', {status: 429, headers: {'Retry-After': '1'}}", "Busy. Try again in 1 second."),
         ("'', {status: 503, headers: {'Retry-After': in90s}}", "The service answered with status 503. Try again in 90"),
         ("'', {status: 503, headers: {'Retry-After': 'soon'}}", "The service answered with status 503."),
     ],

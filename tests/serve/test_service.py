@@ -31,7 +31,7 @@ from ray.util.state import list_actors
 from sentiment.errors import ResourceError
 from sentiment.predictor import Predictor
 from sentiment.settings import RaySettings, ServeSettings
-from serve_app.foreground import serve_until_interrupted
+from serve_app.app import serve_until_interrupted
 
 pytestmark = pytest.mark.ray
 TEXTS = ["what a lovely day", "my train is late again", "not bad at all"]

@@ -39,7 +39,7 @@ MAY_IMPORT_RAY = (
     *("sentiment.observability.prometheus", "sentiment.data.ray_source", "sentiment.data.workers"),
     *("sentiment.data.prepare", "sentiment.training.encode", "sentiment.training.ray_train"),
     *("sentiment.scoring.actors", "sentiment.scoring.pipeline"),
-    *("serve_app.app", "serve_app.foreground"),
+    "serve_app.app",
 )
 
 

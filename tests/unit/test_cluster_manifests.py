@@ -30,7 +30,7 @@ from ray.serve.schema import ServeDeploySchema
 from sentiment.config import load
 from sentiment.errors import ConfigError
 from sentiment.settings import ServeSettings, TrainSettings
-from serve_app.foreground import KEEP_ALIVE_S, LATE_S
+from serve_app.app import KEEP_ALIVE_S, LATE_S
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -235,7 +235,7 @@ def test_the_image_holds_what_is_copied_and_nothing_else() -> None:
     assert copied == let_in
     assert all((ROOT / source).exists() for source in copied)
     packages = {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
-    assert copied == packages | {"jobs", "pyproject.toml", "README.md", "constraints.txt", "ray_config.yaml"}
+    assert copied == packages | {"jobs", "pyproject.toml", "LICENSE", "README.md", "constraints.txt", "ray_config.yaml"}
 
 
 def test_the_image_is_pinned_and_not_root() -> None:

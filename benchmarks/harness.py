@@ -102,9 +102,11 @@ def run(
             say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as scratch:
             for key, figures in lanes[args.lane](args, Path(scratch)):
-                about = {"machine": machine(*packages), "busy_before": busy, "repeats": args.repeats}
+                about = {"machine": machine(*packages), "busy_before": busy}
                 about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-                results[key] = {**about, **({"input": args.input.name} if args.input else {}), **figures}
+                about |= {"repeats": args.repeats} if "median" in figures or "turns" in figures else {}
+                about |= {"input": args.input.name} if args.input else {}
+                results[key] = {**about, **figures}
                 raw.write_text(json.dumps(results, indent=1) + "\n")
     page = (markdown if markdown.exists() else RESULTS / markdown.name).read_text()
     markdown.write_text(fill(page, sections, results))

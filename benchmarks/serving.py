@@ -246,7 +246,7 @@ def _overload(args: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Fi
             return {**found, "times": round(found["offered_per_s"] / capacity, 2)}
 
     turns = harness.take_turns(args.repeats, {OURS: measure})[OURS]
-    about = {"model_id": model_id, "warm_up_s": FLOOD_WARM_UP_S, "seconds": seconds, "times": TIMES, **LIMITS}
+    about = {"model_id": model_id, "warm_up_s": warm_up_s, "seconds": seconds, "times": TIMES, **LIMITS}
     yield f"overload {model_id}", {**about, "connections": args.connections, "turns": turns}
 
 

@@ -96,14 +96,7 @@ class Planned:
 
 
 def reproduce(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    """Do the runs that aren't there yet and write the report.
-
-    Args:
-        settings: Section `reproduce`.
-        ray_settings: Section `ray`.
-
-    Returns:
-        The job's JSON: runs that were there, runs done now, and where the report is.
+    """Do the runs that aren't there yet, write the report, and return the job's JSON.
 
     Raises:
         SentimentError: Settings, data or resources are not as they must be, or runs failed for such a reason; the
@@ -119,13 +112,8 @@ def reproduce(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[st
     failures: dict[str, Exception] = {}
     if todo:
         with ray_session(ray_settings):
-            require_capacity(
-                1,
-                "run",
-                cpus=settings.cpus_per_run,
-                gpus=settings.gpus_per_run,
-                wait_s=ray_settings.wait_for_nodes_s,
-            )
+            resources = {"cpus": settings.cpus_per_run, "gpus": settings.gpus_per_run}
+            require_capacity(1, "run", **resources, wait_s=ray_settings.wait_for_nodes_s)
             failures = _run_all(todo, settings)
     report = write_report(Path(settings.output), Path(settings.report))
     if failures:
@@ -229,16 +217,8 @@ def _run_all(todo: list[tuple[Planned, InitialVectors | None]], settings: Reprod
             reads_padding = getattr(run.recipe, "reads_padding", False)
             is_measured = run.dataset == "imdb" and run.seed == settings.seeds[0] and not reads_padding
             gpus = settings.gpus_per_run if run.recipe else 0
-            reference = task.options(num_gpus=gpus).remote(
-                run,
-                vectors,
-                cpus=settings.cpus_per_run,
-                use_gpu=settings.gpus_per_run > 0,
-                precision=settings.precision,
-                max_lengths=settings.max_lengths if is_measured else [],
-                board=progress.actor,
-            )
-            waiting[reference] = run
+            lengths = settings.max_lengths if is_measured else []
+            waiting[task.options(num_gpus=gpus).remote(run, vectors, settings, lengths, progress.actor)] = run
         while waiting:
             [ready], _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)
@@ -262,10 +242,7 @@ def _run_all(todo: list[tuple[Planned, InitialVectors | None]], settings: Reprod
 def run_planned(
     planned: Planned,
     vectors: InitialVectors | None,
-    *,
-    cpus: int,
-    use_gpu: bool,
-    precision: Precision,
+    settings: ReproduceSettings,
     max_lengths: Sequence[int],
     board: Any,
 ) -> dict[str, Any]:
@@ -274,9 +251,7 @@ def run_planned(
     Args:
         planned: Which.
         vectors: What its embedding starts from.
-        cpus: Torch threads.
-        use_gpu: On a GPU.
-        precision: As in `Run`.
+        settings: Threads, GPU, precision.
         max_lengths: Other maximum lengths to measure the test rows at.
         board: Actor that shows progress in training rows.
 
@@ -285,7 +260,7 @@ def run_planned(
     """
     output = OutputDirectory(str(planned.folder))
     try:
-        identity = planned.identity(precision)
+        identity = planned.identity(settings.precision)
         # What an earlier try of the same run left is kept, what was made of something else dropped.
         if not planned.owns_folder(identity):
             shutil.rmtree(planned.folder, ignore_errors=True)
@@ -294,8 +269,8 @@ def run_planned(
         if planned.recipe is None:
             figures = measure_baseline(planned.data)
         else:
-            torch.set_num_threads(cpus)
-            run, device = planned.training(precision), torch.device("cuda" if use_gpu else "cpu")
+            torch.set_num_threads(settings.cpus_per_run)
+            run, device = planned.training(settings.precision), torch.device("cuda" if settings.gpus_per_run else "cpu")
             run.vectors = vectors
             resume = _last_checkpoint(planned, board)
             hooks = _hooks(planned, run, resume, board)
@@ -303,7 +278,7 @@ def run_planned(
             bundle_run(planned.folder / "bundle", run, figures)
             accuracies = {run.recipe.max_length: figures["test_accuracy"]}
             for length in set(max_lengths) - {run.recipe.max_length}:
-                resolved = resolve_precision(precision, device)
+                resolved = resolve_precision(settings.precision, device)
                 test = evaluate(run.model, run.batches(TEST, length), device=device, precision=resolved)
                 accuracies[length] = test.accuracy if test.rows else None
             figures["test_accuracy_by_max_length"] = {str(length): accuracies[length] for length in sorted(accuracies)}

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -192,21 +191,15 @@ def session(
         yield process
     finally:
         # Collected before the first process ends: later nothing tells whose the ones outside the session were.
-        family = set(psutil.Process(process.pid).children(recursive=True))
-        os.kill(process.pid, signal.SIGTERM)  # A zombie doesn't mind.
-        until = time.monotonic() + DRAIN_S
-        while not has_ended(process) and time.monotonic() < until:
-            time.sleep(POLL_S)
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(DRAIN_S)
         _, alive = psutil.wait_procs({*family, *members(process.pid)}, timeout=GRACE_S)
         for one in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
-
-
-def has_ended(process: subprocess.Popen[bytes], *, wait: bool = False) -> bool:
-    """Tell whether a process has ended, without reaping it: while it is a zombie, nobody gets its session's id."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
 
 
 def members(session_id: int) -> list[psutil.Process]:

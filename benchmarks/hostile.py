@@ -48,7 +48,7 @@ HANG_S, DEAF_S = 60.0, 5.0
 HEALTH_S, HEALTH_WITHIN_S = 0.5, 5.0
 # Share of the requests after which memory is first looked at, and by how much it may have grown at the end.
 WARM, FLAT = 0.2, 1.25
-PROCESSES = ("ray::ServeReplica:", "ray::ProxyActor", "haproxy")
+PROCESSES = ("ServeReplica", "ProxyActor", "haproxy")
 
 
 class Kind(NamedTuple):
@@ -146,6 +146,9 @@ KINDS = [
 ]
 
 
+HEALTH = Kind("/health", 0, [_get(b"/health")])
+
+
 class _Answer:
     """Counts answers as they come."""
 
@@ -219,16 +222,12 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
 
 async def _ask_health(port: int, seen: Counter[str], times_s: list[float]) -> None:
     while True:
-        began, answer = time.monotonic(), _Answer()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(HEALTH_WITHIN_S):
-                reader, writer = await asyncio.open_connection(HOST, port)
-                writer.write(_get(b"/health"))
-                await answer.read(reader)
-                writer.transport.abort()
-                seen[str(answer)] += 1
-        except (TimeoutError, OSError) as error:
-            seen[type(error).__name__] += 1
+                seen[await attack(port, HEALTH, random.Random())] += 1
+        except TimeoutError:
+            seen["TimeoutError"] += 1
         times_s.append(time.monotonic() - began)
         await asyncio.sleep(HEALTH_S)
 
@@ -237,10 +236,9 @@ def _memory_mb(service: Service) -> dict[str, float]:
     found: Counter[str] = Counter()
     for process in harness.members(service.pid):
         with suppress(psutil.NoSuchProcess):
-            name = harness.name_of(process)
-            for prefix in PROCESSES:
-                if name.startswith(prefix):
-                    found[prefix.removeprefix("ray::").rstrip(":")] += process.memory_info().rss
+            name = harness.name_of(process).removeprefix("ray::").split(":")[0]
+            if name in PROCESSES:
+                found[name] += process.memory_info().rss
     return {name: round(rss / 1e6, 1) for name, rss in found.items()}
 
 

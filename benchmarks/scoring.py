@@ -114,12 +114,12 @@ def score(
     with harness.session(command, checkout=checkout) as job:
         if kill_at is not None:
             while scored_files(output) < kill_at:
-                if harness.has_ended(job):
+                if job.poll() is not None:
                     raise SystemExit(f"the job ended before it had written {kill_at} files; score more rows")
                 time.sleep(harness.POLL_S)
             os.killpg(job.pid, signal.SIGKILL)
         with harness.MemoryWatch(lambda: harness.members(job.pid) if memory else []) as watch:
-            harness.has_ended(job, wait=True)
+            job.wait()
         ended = time.perf_counter()
     if kill_at is not None:
         # Actors may have finished a shard after the driver's death, so rows are counted only now.

@@ -121,7 +121,7 @@ def served(
     with log.open("wb") as output, harness.session(command, checkout=checkout, log=output, **variables) as process:
         service, until = Service(port, process.pid), time.monotonic() + READY_S
         while not _is_up(service):
-            if harness.has_ended(process) or time.monotonic() > until:
+            if process.poll() is not None or time.monotonic() > until:
                 raise SystemExit(f"{name} isn't up:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(harness.POLL_S)
         yield service

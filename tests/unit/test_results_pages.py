@@ -27,18 +27,26 @@ def test_the_tables_of_a_page_follow_from_its_numbers(name: str) -> None:
     assert fill(BLOCK.sub(r"\1\4", page), sections, results) == page
 
 
-def commands() -> list[str]:
-    """What pages and programs tell to run."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.py")]
-    found = [one for page in pages for one in re.findall(r"python benchmarks/(\w[^#`\n]*)", page.read_text())]
+def commands(folder: str) -> list[str]:
+    """What pages and programs tell to run of a folder's."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.py")]
+    found = [one for page in pages for one in re.findall(rf"python {folder}/(\w[^#`\n]*)", page.read_text())]
     # An ellipsis stands for a flag's value, or for flags.
     return sorted({re.sub("…", "", re.sub(r"(--\S+) …", r"\1 value", command)).strip() for command in found})
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_that_are_told_exist(command: str) -> None:
+@pytest.mark.parametrize("command", commands("benchmarks"))
+def test_benchmarks_that_are_told_exist(command: str) -> None:
     program, *words = shlex.split(command)
     importlib.import_module(f"benchmarks.{program.removesuffix('.py')}").PARSER.parse_args(words)
+
+
+@pytest.mark.parametrize("command", commands("jobs"))
+def test_jobs_that_are_told_exist(command: str) -> None:
+    program, *words = shlex.split(command)
+    job = importlib.import_module(f"jobs.{program.removesuffix('.py')}").JOB
+    if words:  # else the job itself is meant
+        job.parse(words)
 
 
 @pytest.mark.parametrize("name", ["scoring", "serving"])

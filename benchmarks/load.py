@@ -86,8 +86,20 @@ def upload(port: int, texts: Sequence[str], folder: Path) -> Figures:
     """Stream texts as JSON lines through /score; texts a second from the connection to the last answer."""
     lines, scored = folder / "archive.jsonl", folder / "archive.scored"
     lines.write_text("".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)))
-    # -T reads the file piece by piece, and would make it a PUT; a shell's proxy is none for loopback.
-    options = ["-sS", "--fail", "--noproxy", "*", "-X", "POST", "-H", "Content-Type: application/x-ndjson"]
+    # -T reads the file piece by piece, and would make it a PUT and wait to be told to go on, which earlier versions of
+    # the service behind HAProxy don't survive; a shell's proxy is none for loopback.
+    options = [
+        "-sS",
+        "--fail",
+        "--noproxy",
+        "*",
+        "-X",
+        "POST",
+        "-H",
+        "Content-Type: application/x-ndjson",
+        "-H",
+        "Expect:",
+    ]
     command = ["curl", *options, "-T", str(lines), "-o", str(scored), "-w", "%{time_total}", f"{HOST}:{port}/score"]
     elapsed_s = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     answers = [json.loads(line) for line in scored.read_text().splitlines()]

@@ -73,7 +73,7 @@ docs: $(VENV)/docs  ## the pages and the API reference as a site, into site/; a 
 bench: $(VENV)/runtime  ## measure the main job into docs/results; DATA="a.csv b.parquet" ARCHIVE="tweets.jsonl" MODEL=bundle
 	$(BIN)/python benchmarks/main_job.py jobs $(if $(DATA),--data $(DATA)) $(if $(ARCHIVE),--archive $(ARCHIVE))
 	$(if $(and $(MODEL),$(ARCHIVE)),for lane in bilstm size resume; do \
-	$(BIN)/python benchmarks/scoring.py $$lane --model $(MODEL) --input $(ARCHIVE) || exit; done)
+	$(BIN)/python benchmarks/scoring.py $$lane --model $(MODEL) --input $(firstword $(ARCHIVE)) || exit; done)
 
 clean:  ## remove the environment, runs and caches
 	rm -rf $(VENV) runs site .mypy_cache .ruff_cache .pytest_cache *.egg-info

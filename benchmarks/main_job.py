@@ -19,8 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, installed or not.
 
 from benchmarks import harness
-from benchmarks.harness import Figures
-from sentiment.data.manifest import machine_line
+from benchmarks.harness import Figures, table
 
 
 def _jobs(args: argparse.Namespace, _: Path) -> Iterator[tuple[str, Figures]]:
@@ -42,9 +41,7 @@ def _jobs(args: argparse.Namespace, _: Path) -> Iterator[tuple[str, Figures]]:
     yield "jobs", {"runs": runs}
 
 
-def page(results: Figures) -> str:
-    """Write the page."""
-    run = results["jobs"]
+def _jobs_tables(run: Figures) -> str:
     trained = [one for one in run["runs"] if "trained" in one]
     corpora = [
         [one["corpus"], f"{one['counts']['train']:,}", f"{one['counts']['test']:,}", f"{one['test_accuracy']:.2%}"]
@@ -56,25 +53,17 @@ def page(results: Figures) -> str:
         [one["corpus"], *(f"{one[name]:,.0f}" for name in counted)] for one in run["runs"] if "trained" not in one
     ]
     head = ["corpus", "train rows", "test rows", "test accuracy", "training rows/s", "scoring tweets/s", "time, s"]
-    return f"""# The main job, measured
+    both = [table(head, corpora), table(["archive", "rows in", "scored", "rejected", "tweets/s", "time, s"], archives)]
+    return f"{both[0]}\n{both[1] if archives else ''}\nRecipe `{trained[0]['trained']['recipe']}`."
 
-{machine_line(run["machine"])};
-{run["created"]}. Written by `python benchmarks/main_job.py jobs --data … --archive …`; raw
-numbers in [main_job.json](main_job.json).
 
-Recipe `{trained[0]["trained"]["recipe"]}`, two Ray Train workers, seed 1. Training rows/s counts training steps alone;
-scoring tweets/s counts from the first batch to the last file written; the time is that of the whole job, Ray's start
-included.
+SECTIONS: harness.Sections = {"jobs": _jobs_tables}
 
-{harness.table(head, corpora)}
-The embedded corpus has 5 % of its labels flipped, so about 95 % is the best there can be.
-
-{harness.table(["archive", "rows in", "scored", "rejected", "tweets/s", "time, s"], archives)}"""
-
+LANES: dict[str, harness.Lane] = {"jobs": _jobs}
+PARSER = harness.parser_of(__doc__, LANES)
+PARSER.add_argument("--data", nargs="*", type=harness.absolute, default=[], help="labeled files")
+PARSER.add_argument("--archive", nargs="*", type=harness.absolute, default=[], help="scored by the last model")
+PARSER.add_argument("--output", type=harness.absolute, default=harness.ROOT / "runs/bench", help="the jobs' folder")
 
 if __name__ == "__main__":
-    parser = harness.parser_of(__doc__, ["jobs"])
-    parser.add_argument("--data", nargs="*", type=harness.absolute, default=[], help="labeled files")
-    parser.add_argument("--archive", nargs="*", type=harness.absolute, default=[], help="scored by the last model")
-    parser.add_argument("--output", type=harness.absolute, default=harness.ROOT / "runs/bench", help="the jobs' folder")
-    harness.run(parser, "main_job", {"jobs": _jobs}, page, packages=("torch", "ray", "pyarrow", "tokenizers"), needs=())
+    harness.run(PARSER, "main_job", LANES, SECTIONS, packages=("torch", "ray", "pyarrow", "tokenizers"), needs=())

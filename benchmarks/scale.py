@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, installed or not.
 
-from benchmarks.harness import RESULTS, ROOT, Figures, table
+from benchmarks.harness import BLOCK, RESULTS, ROOT, Figures, table
 
-BLOCK = re.compile(r"(<!-- (\w+): written by benchmarks/scale\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 # Actors of a cluster that Ray's own benchmarks have tried, with trivial work.
 RAY_ACTORS = 20_000
 # Hours that a run may take; the limits in scale.json reckon with it too.
@@ -132,23 +130,25 @@ def with_unit(value: float, unit: str) -> str:
             return words(value)
 
 
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("lane", choices=["print", "page"])
+PARSER.add_argument("--tweets", nargs="+", type=float, default=[1.6e6, 1e9, 5e11], help="sizes")
+PARSER.add_argument("--machine-cores", type=int, default=16, help="cores of a machine (16)")
+PARSER.add_argument("--core-hour", type=float, default=0.05, help="price of a core for an hour (0.05)")
+PARSER.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+PARSER.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md", help="page with the tables")
+
+
 def main() -> None:
     """Print the tables or write them into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lane", choices=["print", "page"])
-    parser.add_argument("--tweets", nargs="+", type=float, default=[1.6e6, 1e9, 5e11], help="sizes")
-    parser.add_argument("--machine-cores", type=int, default=16, help="cores of a machine (16)")
-    parser.add_argument("--core-hour", type=float, default=0.05, help="price of a core for an hour (0.05)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md", help="page with the tables")
-    args = parser.parse_args()
+    args = PARSER.parse_args()
     names = ("scale", "scoring", "bert_gru", "main_job")
     tables = _Tables({name: json.loads((args.results / f"{name}.json").read_text()) for name in names}, args)
     if args.lane == "print":
         print("\n".join((tables.scoring(), tables.training(), tables.limits(), tables.training_limits())))
     else:
         text = args.page.read_text()
-        args.page.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{getattr(tables, found[2])()}\n{found[3]}", text))
+        args.page.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{getattr(tables, found[2])()}\n{found[4]}", text))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # The code lies beside it, installed or not.
 
@@ -84,8 +84,16 @@ def archive_of(source: Path, rows: int | None, folder: Path) -> Path:
     return path
 
 
-def score(model: Path, archive: Path, output: Path, *, kill_at: int | None = None, memory: bool = False) -> Figures:
-    """Score an archive with jobs/score.py, or what is left of it.
+def score(
+    model: Path,
+    archive: Path,
+    output: Path,
+    *,
+    kill_at: int | None = None,
+    memory: bool = False,
+    checkout: Path = harness.ROOT,
+) -> Figures:
+    """Score an archive with jobs/score.py, or what is left of it, on an embedded Ray of its own.
 
     Args:
         model: Bundle.
@@ -93,6 +101,7 @@ def score(model: Path, archive: Path, output: Path, *, kill_at: int | None = Non
         output: Folder that the job writes.
         kill_at: Files in scored/ at which the job's process group is killed with SIGKILL.
         memory: Sample the memory of all its processes.
+        checkout: Whose code it runs.
 
     Returns:
         Rows, the manifest's rate, the wall time of the whole command, peaks of memory; of a killed run the rows and
@@ -101,32 +110,25 @@ def score(model: Path, archive: Path, output: Path, *, kill_at: int | None = Non
     flags = ["--model", str(model), "--input", str(archive), "--output", str(output), "--num-cpus", str(CORES)]
     command = [sys.executable, "jobs/score.py", *flags]
     say(f"$ {shlex.join(command[1:])}")
-    # Its own embedded Ray and the settings of ray_config.yaml, whatever the shell says.
-    environment = {
-        name: value for name, value in os.environ.items() if name != "RAY_ADDRESS" and not name.startswith("SENTIMENT_")
-    }
     started = time.perf_counter()
-    with harness.session(command, environment) as job:
+    with harness.session(command, checkout=checkout) as job:
         if kill_at is not None:
             while scored_files(output) < kill_at:
-                if harness.has_ended(job):
+                if job.poll() is not None:
                     raise SystemExit(f"the job ended before it had written {kill_at} files; score more rows")
                 time.sleep(harness.POLL_S)
             os.killpg(job.pid, signal.SIGKILL)
-            killed = time.perf_counter()
-        else:
-            watch = harness.MemoryWatch(lambda: harness.members(job.pid) if memory else [])
-            with watch:
-                harness.has_ended(job, wait=True)
-            wall_s = time.perf_counter() - started
+        with harness.MemoryWatch(lambda: harness.members(job.pid) if memory else []) as watch:
+            job.wait()
+        ended = time.perf_counter()
     if kill_at is not None:
         # Actors may have finished a shard after the driver's death, so rows are counted only now.
-        gone_s = round(time.perf_counter() - killed, 2)
+        gone_s = round(time.perf_counter() - ended, 2)
         rows = pyarrow.dataset.dataset(output / "scored", format="parquet").count_rows()
         return {"rows_done": rows, "shards_done": scored_files(output), "gone_s": gone_s}
     if job.returncode:
         raise SystemExit("jobs/score.py failed; see above")
-    manifest = json.loads((output / "manifest.json").read_text())
+    manifest, wall_s = json.loads((output / "manifest.json").read_text()), ended - started
     kept = ("model_id", "rows_in", "rows_rejected", "rows_per_s", "files", "attempts")
     figures = {name: manifest[name] for name in kept} | {"wall_s": round(wall_s, 2)}
     figures["command_rows_per_s"] = round(manifest["rows_in"] / wall_s, 1)
@@ -149,42 +151,35 @@ def score_anew(model: Path, archive: Path, output: Path, **options: Any) -> Figu
     return figures
 
 
-class _NotebookLoop:
-    """Texts to probabilities as the notebooks do it: split in Python, batches in file order, padded, float32."""
+def notebook(model: Path, archive: Path, rows: int, output: Path) -> Figures:
+    """Score a sample to Parquet as the notebooks do: words split in Python, batches in file order, padded, float32."""
+    bundle = Bundle.open(model)
+    tokenizer = bundle.tokenizer()
+    if not isinstance(tokenizer, WordTokenizer):
+        raise SystemExit(f"{bundle.model_id} isn't a word-level model; the lane minilm is for the others")
+    module = build_model(bundle.config.model).eval()
+    module.load_state_dict(bundle.weights())
+    numbers = {token: number for number, token in enumerate(tokenizer.tokens)}
 
-    def __init__(self, model: Path) -> None:
-        bundle = Bundle.open(model)
-        tokenizer = bundle.tokenizer()
-        if not isinstance(tokenizer, WordTokenizer):
-            raise SystemExit(f"{bundle.model_id} isn't a word-level model; the lane minilm is for the others")
-        self._module = build_model(bundle.config.model).eval()
-        self._module.load_state_dict(bundle.weights())
-        self._ids = {token: number for number, token in enumerate(tokenizer.tokens)}
-        self._unk_id, self._pad_id, self._max_length = tokenizer.unk_id, tokenizer.pad_id, bundle.config.max_length
-
-    def ids(self, text: str) -> list[int]:
-        ids = [self._ids.get(word, self._unk_id) for word in WORD.findall(text.lower())]
-        return ids[: self._max_length] or [self._unk_id]
+    def ids(text: str) -> Tensor:
+        found = [numbers.get(word, tokenizer.unk_id) for word in WORD.findall(text.lower())]
+        return torch.tensor(found[: bundle.config.max_length] or [tokenizer.unk_id])
 
     @torch.inference_mode()
-    def __call__(self, texts: list[str]) -> list[float]:
+    def probabilities(texts: list[str]) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(texts), NOTEBOOK_BATCH):
-            rows = [torch.tensor(self.ids(text)) for text in texts[start : start + NOTEBOOK_BATCH]]
-            ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
-            lengths_B = torch.tensor([len(row) for row in rows])
-            scores += torch.sigmoid(self._module(ids_BT, lengths_B)).tolist()
+            rows = [ids(text) for text in texts[start : start + NOTEBOOK_BATCH]]
+            ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_id)
+            scores += torch.sigmoid(module(ids_BT, torch.tensor([len(row) for row in rows]))).tolist()
         return scores
 
-
-def notebook(model: Path, archive: Path, rows: int, output: Path) -> Figures:
-    """Score a sample in the notebooks' loop, in one process with torch's own number of threads, and write Parquet."""
-    texts, loop = sample_of(archive, rows), _NotebookLoop(model)
-    loop(texts[:WARM_UP_ROWS])
+    texts = sample_of(archive, rows)
+    probabilities(texts[:WARM_UP_ROWS])
     started = time.perf_counter()
-    scores = loop(texts)
+    scores = probabilities(texts)
     pq.write_table(pa.table({"text": texts, "p_positive": scores}), output)
-    figures = harness.rate(len(texts), time.perf_counter() - started)
+    figures = harness.rate_of(len(texts), time.perf_counter() - started)
     # That it is the same model: its labels against ours, whose tokens are a little different.
     ours = Predictor.load(model, use_gpu=False, precision="float32")
     agreement = ((np.array(scores[:1000]) >= 0.5) == (ours.forward(ours.encode(texts[:1000])) >= 0.5)).mean()
@@ -199,7 +194,7 @@ def forward(model: Path, archive: Path) -> Figures:
         shares = [pool.submit(forward_share, model, archive, share, barrier) for share in range(CORES)]
         found = [share.result() for share in shares]
     seconds = max(ended for _, ended, _ in found) - min(began for began, _, _ in found)
-    return {**harness.rate(sum(rows for _, _, rows in found), seconds), "processes": CORES}
+    return {**harness.rate_of(sum(rows for _, _, rows in found), seconds), "processes": CORES}
 
 
 def forward_share(model: Path, archive: Path, share: int, barrier: Any) -> tuple[float, float, int]:
@@ -223,14 +218,8 @@ def forward_share(model: Path, archive: Path, share: int, barrier: Any) -> tuple
 def pipeline(model: Path, archive: Path, rows: int, batch_sizes: tuple[int, ...]) -> Figures:
     """Hugging Face's text-classification pipeline: the bundle's encoder under a fresh head of two labels, float32.
 
-    Args:
-        model: Bundle; its maximum length counts.
-        archive: The file.
-        rows: Of the sample.
-        batch_sizes: That are measured.
-
     Returns:
-        Figures of the best batch size, and the rate of each.
+        Figures of the batch size that is best for a sample of so many rows, and the rate of each.
     """
     import transformers
 
@@ -253,7 +242,7 @@ def pipeline(model: Path, archive: Path, rows: int, batch_sizes: tuple[int, ...]
         classify(texts[: max(WARM_UP_ROWS, batch_size)], **options)
         started = time.perf_counter()
         classify(texts, **options)
-        found[batch_size] = harness.rate(len(texts), time.perf_counter() - started)
+        found[batch_size] = harness.rate_of(len(texts), time.perf_counter() - started)
     best = max(found, key=lambda size: float(found[size]["rows_per_s"]))
     rates = {str(size): one["rows_per_s"] for size, one in found.items()}
     return {**found[best], "threads": torch.get_num_threads(), "batch_size": best, "rates": rates}
@@ -326,43 +315,27 @@ def _resume(args: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Figu
     yield "resume", {"model_id": turns[0]["whole"]["model_id"], "ratio": ratio, "turns": turns}
 
 
-def page(results: Figures) -> str:
-    """Write the page of all lanes."""
-    sections = {
-        "bilstm": ("A recurrent model, from file to Parquet", _bilstm_text),
-        "minilm": ("MiniLM, against Hugging Face's pipeline", _minilm_text),
-        "size": ("Rate and memory as the archive grows", _size_text),
-        "resume": ("After a kill", _resume_text),
-    }
-    about = (
-        "Contenders take turns, each in a process of its own; figures are medians, and ratios are of medians. "
-        "Targets were set before anything was measured."
-    )
-    return harness.page_of("scoring", "Batch scoring, measured", about, results, sections)
-
-
-def _bilstm_text(run: Figures) -> str:
-    rows, loop, alone = run["turns"]["job"][0]["rows_in"], run["turns"]["notebook"][0], run["turns"]["forward"][0]
+def _bilstm_table(run: Figures) -> str:
     names = {"job": "job", "command": "whole command", "notebook": "notebooks' loop", "forward": "forward pass alone"}
-    return f"""Rows/s. *Job*: `jobs/score.py` over {rows:,} rows on its own Ray, from the first shard begun to the last
-file written. *Whole command*: Ray's start and loading the model counted too. *Notebooks' loop*: the same model in one
-process with {loop["threads"]} torch thread(s), batches of 64 in the order of the file, float32, words split in Python,
-over {loop["rows"]:,} of the rows. *Forward pass alone*: {alone["processes"]} processes with one thread each, in batches
-as the job makes them, nothing tokenized, read or written.
+    rows, loop, alone = run["turns"]["job"][0]["rows_in"], run["turns"]["notebook"][0], run["turns"]["forward"][0]
+    conditions = (
+        f"{rows:,} rows; the loop over {loop['rows']:,} of them, with {loop['threads']} torch threads; the forward"
+    )
+    conditions += f" pass in {alone['processes']} processes."
+    return f"{_rates_table(run, names, {'notebook': 4, 'forward': 0.8})}\n{conditions}"
 
-{_rates_table(run, names, {"notebook": 4, "forward": 0.8})}"""
 
-
-def _minilm_text(run: Figures) -> str:
+def _minilm_table(run: Figures) -> str:
     rows, theirs = run["turns"]["job"][0]["rows_in"], run["turns"]["pipeline"][0]
     tried = ", ".join(f"{size}: {rate:,.0f}" for size, rate in run["batch_sizes"]["rows_per_s"].items())
-    return f"""Rows/s. *Job*: `jobs/score.py` with a BERT-GRU over {rows:,} rows, from the first shard begun to the
-last file written. *Pipeline*: `text-classification` with the same encoder and a linear head in one process with
-{theirs["threads"]} torch thread(s), float32, texts in the order of the file, the same maximum length, over
-{theirs["rows"]:,} of the rows, batch size {theirs["batch_size"]}: the best on {run["batch_sizes"]["rows"]:,} rows
-(rows/s by batch size: {tried}).
-
-{_rates_table(run, {"job": "job", "command": "whole command", "pipeline": "pipeline"}, {"pipeline": 7})}"""
+    conditions = (
+        f"{rows:,} rows; the pipeline over {theirs['rows']:,} of them, with {theirs['threads']} torch threads and"
+    )
+    conditions += (
+        f" batches of {theirs['batch_size']}, the best on {run['batch_sizes']['rows']:,} rows (rows/s: {tried})."
+    )
+    names = {"job": "job", "command": "whole command", "pipeline": "pipeline"}
+    return f"{_rates_table(run, names, {'pipeline': 7})}\n{conditions}"
 
 
 def _rates_table(run: Figures, names: dict[str, str], targets: dict[str, float]) -> str:
@@ -374,7 +347,7 @@ def _rates_table(run: Figures, names: dict[str, str], targets: dict[str, float])
     return table(["", "rows/s", "job ÷ this", "target"], rows)
 
 
-def _size_text(run: Figures) -> str:
+def _size_table(run: Figures) -> str:
     kinds, ratio = ("peak_pss_mb", "peak_uss_mb", "peak_rss_mb"), run["ratio"]
     rows = [
         [f"{run['rows'][name]:,}", f"{run['bytes'][name] / 1e6:,.0f}", f"{run['median'][name]['rows_per_s']:,.0f}"]
@@ -384,37 +357,35 @@ def _size_text(run: Figures) -> str:
     rows.append(["large ÷ small", "", *(f"{ratio[kind]:.2f}" for kind in ("rows_per_s", *kinds))])
     aims = [target(round(ratio["rows_per_s"], 2), "at least", 0.95), target(round(ratio[kinds[0]], 2), "at most", 1.3)]
     rows.append(["target", "", *aims, "", ""])
-    return f"""The input's rows again and again under fresh ids, as Parquet. Memory is the highest sum over all
-processes of the run (driver, Ray's own, workers, actors), every 0.5 s: PSS counts a shared page once, RSS in each
-process that has it, USS not at all.
-
-{table(["rows", "file, MB", "rows/s", "peak PSS, MB", "peak USS, MB", "peak RSS, MB"], rows)}"""
+    return table(["rows", "file, MB", "rows/s", "peak PSS, MB", "peak USS, MB", "peak RSS, MB"], rows)
 
 
-def _resume_text(run: Figures) -> str:
+def _resume_table(run: Figures) -> str:
     rows = []
     for turn in run["turns"]:
         whole, killed = turn["whole"], turn["killed"]
-        left = whole["rows_in"] - killed["rows_done"]
-        seconds = [f"{turn[name]:,.1f}" for name in ("left_s", "start_s")] + [f"{turn['again']['wall_s']:,.1f}"]
-        done = f"{killed['shards_done']} of {turn['shards']}"
-        rows.append([f"{whole['wall_s']:,.1f}", f"{whole['rows_per_s']:,.0f}", done, f"{left:,}", *seconds])
-        rows[-1].append(f"{turn['ratio']:.2f}")
-    gone_s = median(turn["killed"]["gone_s"] for turn in run["turns"])
-    head = ["undisturbed, s", "rows/s", "shards done at the kill", "rows left", "their work, s", "a start, s"]
-    ratio, rows_in = round(run["ratio"], 2), run["turns"][0]["whole"]["rows_in"]
-    return f"""{rows_in:,} rows, undisturbed; then killed with SIGKILL at half the shards, and the same command again.
-What it should take is the rows that weren't written at the undisturbed rate and a start, which is that of 200 rows.
-Median ratio **{ratio:.2f}**, target {target(ratio, "at most", 1.15)}. All processes were
-gone {gone_s:.1f} s after the kill.
+        rows.append([f"{whole['rows_in']:,}", f"{whole['wall_s']:,.1f}", f"{whole['rows_per_s']:,.0f}"])
+        rows[-1] += [f"{killed['shards_done']} of {turn['shards']}", f"{whole['rows_in'] - killed['rows_done']:,}"]
+        rows[-1] += [f"{seconds:,.1f}" for seconds in (killed["gone_s"], turn["left_s"], turn["start_s"])]
+        rows[-1] += [f"{turn['again']['wall_s']:,.1f}", f"{turn['ratio']:.2f}"]
+    head = ["rows", "undisturbed, s", "rows/s", "shards done at the kill", "rows left", "processes gone after, s"]
+    ratio = round(run["ratio"], 2)
+    return f"""{table([*head, "their work, s", "a start, s", "resumed, s", "ratio"], rows)}
+Median ratio **{ratio:.2f}**, target {target(ratio, "at most", 1.15)}."""
 
-{table([*head, "resumed, s", "ratio"], rows)}"""
 
+SECTIONS: harness.Sections = {
+    "bilstm": _bilstm_table,
+    "minilm": _minilm_table,
+    "size": _size_table,
+    "resume": _resume_table,
+}
+
+LANES: dict[str, harness.Lane] = {"bilstm": _bilstm, "minilm": _minilm, "size": _size, "resume": _resume}
+PARSER = harness.parser_of(__doc__, LANES)
+PARSER.add_argument("--sample", type=int, help="rows for the loop (20,000) or the pipeline (2,048): they are slow")
+PARSER.add_argument("--small", type=int, default=160_000, help="rows of the small archive (size)")
+PARSER.add_argument("--large", type=int, default=1_600_000, help="rows of the large one (size)")
 
 if __name__ == "__main__":
-    lanes: dict[str, harness.Lane] = {"bilstm": _bilstm, "minilm": _minilm, "size": _size, "resume": _resume}
-    parser = harness.parser_of(__doc__, [*lanes])
-    parser.add_argument("--sample", type=int, help="rows for the loop (20,000) or the pipeline (2,048): they are slow")
-    parser.add_argument("--small", type=int, default=160_000, help="rows of the small archive (size)")
-    parser.add_argument("--large", type=int, default=1_600_000, help="rows of the large one (size)")
-    harness.run(parser, "scoring", lanes, page, packages=("torch", "transformers", "ray", "pyarrow", "tokenizers"))
+    harness.run(PARSER, "scoring", LANES, SECTIONS, packages=("torch", "transformers", "ray", "pyarrow", "tokenizers"))

@@ -20,12 +20,15 @@ import argparse
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
+import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 from ray import serve
@@ -56,7 +59,7 @@ class Model:
         self._predictor.warm_up()
 
     def answers(self, texts: list[str]) -> list[Answer]:
-        """Classify texts; each answer has the likelier label of one."""
+        """One answer a text, with its likelier label."""
         found = self._predictor.predict(texts)
         return [[[{"label": one.label, "score": one.score}] if one else []] for one in found]
 
@@ -87,13 +90,7 @@ class Ingress:
 
 
 def ray_serve(bundle: str, port: int, **options: int) -> None:
-    """Serve with Ray Serve.
-
-    Args:
-        bundle: Of the model.
-        port: To listen at, on loopback.
-        options: Of both deployments.
-    """
+    """Serve with Ray Serve; options are those of both deployments."""
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     # Nothing but what concerns other processes: no dashboard, and no log lines on our stderr (they'd cost it time).
@@ -111,8 +108,6 @@ def ray_serve(bundle: str, port: int, **options: int) -> None:
 
 def uvicorn_bare(bundle: str, port: int) -> None:
     """Serve with FastAPI and uvicorn alone."""
-    import uvicorn
-
     model, bare = Model(bundle), FastAPI()
 
     @bare.get("/health")
@@ -137,11 +132,11 @@ if find_spec("litserve"):
             self._bundle = bundle
 
         def setup(self, device: str) -> None:
-            """Load the model; LitServe calls it in the worker."""
+            """Load the model, in the worker."""
             self._model = Model(self._bundle)
 
         def decode_request(self, request: dict[str, str]) -> str:
-            """Take the text of a request."""
+            """The text of a request."""
             return request["inputs"]
 
         def predict(self, x: list[str]) -> list[Answer]:
@@ -149,25 +144,28 @@ if find_spec("litserve"):
             return self._model.answers(x)
 
         def encode_response(self, output: Answer) -> Answer:
-            """One answer as it is."""
+            """An answer as it is."""
             return output
 
 
-def main() -> None:
-    """Serve in one of the ways."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rival", choices=["serve-default", "serve-two-hops", "uvicorn-bare", "litserve"])
-    parser.add_argument("--model", required=True, help="bundle")
-    parser.add_argument("--port", type=int, required=True, help="to listen at, on loopback")
-    args = parser.parse_args()
-    if args.rival == "uvicorn-bare":
-        uvicorn_bare(args.model, args.port)
-    elif args.rival == "litserve":
-        server = litserve.LitServer(LitServeApi(args.model), accelerator="cpu")
-        server.run(host="127.0.0.1", port=args.port, log_level="warning", generate_client_file=False)
-    else:
-        ray_serve(args.model, args.port, **({"max_ongoing_requests": 512} if args.rival == "serve-two-hops" else {}))
+def lit_serve(bundle: str, port: int) -> None:
+    """Serve with LitServe."""
+    server = litserve.LitServer(LitServeApi(bundle), accelerator="cpu")
+    server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
 
+
+RIVALS: dict[str, Callable[[str, int], None]] = {
+    "serve-default": ray_serve,
+    "serve-two-hops": partial(ray_serve, max_ongoing_requests=512),
+    "uvicorn-bare": uvicorn_bare,
+    "litserve": lit_serve,
+}
+
+PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARSER.add_argument("rival", choices=RIVALS)
+PARSER.add_argument("--model", required=True, help="bundle")
+PARSER.add_argument("--port", type=int, required=True, help="to listen at, on loopback")
 
 if __name__ == "__main__":
-    main()
+    args = PARSER.parse_args()
+    RIVALS[args.rival](args.model, args.port)

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduction.baseline import NAME as BASELINE
 from sentiment.data.manifest import machine_line
 from sentiment.storage.output_directory import OutputDirectory
 from sentiment.training.recipes import RECIPES, twin_of
 
+BASELINE = "tf-idf"
 PAGE, RAW, RESULT = "reproduction.md", "reproduction.json", "result.json"
 MARKER = "<!-- Written by hand from here on; jobs/reproduce.py keeps it. -->"
 _DATASETS = {"imdb": "IMDB", "sentiment140": "Sentiment140"}
@@ -52,15 +52,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 def write_report(output: Path, report: Path) -> Path:
-    """Write the page and the raw figures of all finished runs.
-
-    Args:
-        output: OutputDirectory of the runs.
-        report: OutputDirectory of the page.
-
-    Returns:
-        The page's path.
-    """
+    """Write the page and the raw figures of all finished runs in the folder `output`; returns the page's path."""
     report.mkdir(parents=True, exist_ok=True)
     folder, page = OutputDirectory(str(report)), report / PAGE
     earlier = json.loads((report / RAW).read_text())["runs"] if (report / RAW).exists() else []
@@ -115,7 +107,9 @@ def _page(results: list[dict[str, Any]]) -> str:
             rows = ", ".join(f"{count:,} {split}" for split, count in runs[0]["rows"].items())
             parts.append(f"\n## {title}\n\nRows: {rows} (data {data}).\n\n{_table(runs, machines)}{_lengths(runs)}")
     if machines:
-        parts.append("\nOn " + "; ".join(f"{_letter(index)}: {line}" for index, line in enumerate(machines)) + ".\n")
+        parts.append(
+            "\nOn " + "; ".join(f"{chr(ord('A') + index)}: {line}" for index, line in enumerate(machines)) + ".\n"
+        )
     parts.append("\n")
     return "".join(parts)
 
@@ -129,7 +123,7 @@ def _table(results: list[dict[str, Any]], machines: list[str]) -> str:
             if result["recipe"] == same:
                 rows.setdefault(_row_of(result), []).append(result)
         for runs in rows.values():
-            letter = _letter(machines.index(machine_line(runs[0]["machine"])))
+            letter = chr(ord("A") + machines.index(machine_line(runs[0]["machine"])))
             lines.append(_baseline_line(runs[0], letter) if name == BASELINE else _line(name, same, runs, letter))
     return _markdown(_COLUMNS, lines)
 
@@ -145,20 +139,21 @@ def _baseline_line(run: dict[str, Any], letter: str) -> list[str]:
 
 def _line(name: str, same: str, runs: list[dict[str, Any]], letter: str) -> list[str]:
     first = runs[0]
-    epochs = [epoch["train_s"] for run in runs for epoch in run["history"]]
+
+    def mean(figure: str, form: str) -> str:
+        return format(statistics.mean(run[figure] for run in runs), form)
+
     return [
         f"`{name}`" + ("" if same == name else f" (is `{same}`)"),
         RECIPES[name].source_result,
         f"**{mean_and_deviation(run['test_accuracy'] for run in runs)}**",
         mean_and_deviation(run["validation_accuracy"] for run in runs),
-        ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"])),
+        ", ".join(str(seed) for seed in sorted(run["seed"] for run in runs)),
         f"{first['vectors']} ({first['token_coverage']:.1%})" if first["vectors"] else "–",
-        f"{first['parameters']:,}",
-        f"{first['trainable_parameters']:,}",
-        f"{statistics.mean(run['best_epoch'] for run in runs):.1f} of {first['epochs']}",
-        f"{statistics.mean(epochs):.0f}",
-        f"{statistics.mean(run['rows_per_s'] for run in runs):,.0f}",
-        f"{statistics.mean(run['test_rows_per_s'] for run in runs):,.0f}",
+        *(f"{first[count]:,}" for count in ("parameters", "trainable_parameters")),
+        f"{mean('best_epoch', '.1f')} of {first['epochs']}",
+        f"{statistics.mean(epoch['train_s'] for run in runs for epoch in run['history']):.0f}",
+        *(mean(rate, ",.0f") for rate in ("rows_per_s", "test_rows_per_s")),
         f"{letter}, {first['precision']}",
     ]
 
@@ -193,7 +188,3 @@ def _lengths(results: list[dict[str, Any]]) -> str:
 def _markdown(columns: Iterable[str], lines: list[list[str]]) -> str:
     rows = [list(columns), ["---"] * len(list(columns)), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _letter(index: int) -> str:
-    return chr(ord("A") + index)

@@ -17,21 +17,20 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from benchmarks.reproduction.baseline import NAME as BASELINE
-from benchmarks.reproduction.baseline import check_installed, measure
-from benchmarks.reproduction.page import RESULT, read_result, write_report
+from benchmarks.reproduction.page import BASELINE, RESULT, read_result, write_report
 from sentiment.data.manifest import machine
 from sentiment.data.prepared import PreparedData
 from sentiment.devices import resolve_precision
 from sentiment.errors import ConfigError, DataError, SentimentError
 from sentiment.observability.progress import Progress
-from sentiment.schema import SPLITS, TEST, TRAIN
+from sentiment.schema import LABEL, SPLITS, TEST, TEXT, TRAIN, VALIDATION
 from sentiment.session import ray_session, require_capacity
 from sentiment.settings import Precision, RaySettings, ReproduceSettings
 from sentiment.storage.output_directory import OutputDirectory
@@ -46,20 +45,14 @@ from sentiment.vectors.loading import load_vectors
 _log = logging.getLogger(__name__)
 
 IDENTITY = "run.json"
+# Inverse regularization of the baseline's logistic regression; the validation rows choose one.
+_STRENGTHS = (0.5, 1.0, 4.0, 16.0)
 _TELL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that the table asks for.
-
-    Attributes:
-        dataset: "imdb" or "sentiment140".
-        data: Its prepared folder.
-        recipe: None for the baseline.
-        seed: None for the baseline, which has none.
-        folder: Where the run lives.
-    """
+    """A run that the table asks for; the baseline has neither recipe nor seed."""
 
     dataset: str
     data: str
@@ -69,7 +62,7 @@ class Planned:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """What people read."""
         recipe = self.recipe.name if self.recipe else BASELINE
         return f"{self.dataset} {recipe}" + (f" seed {self.seed}" if self.seed is not None else "")
 
@@ -103,14 +96,7 @@ class Planned:
 
 
 def reproduce(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[str, Any]:
-    """Do the runs that aren't there yet and write the report.
-
-    Args:
-        settings: Section `reproduce`.
-        ray_settings: Section `ray`.
-
-    Returns:
-        The job's JSON: runs that were there, runs done now, and where the report is.
+    """Do the runs that aren't there yet, write the report, and return the job's JSON.
 
     Raises:
         SentimentError: Settings, data or resources are not as they must be, or runs failed for such a reason; the
@@ -126,13 +112,8 @@ def reproduce(settings: ReproduceSettings, ray_settings: RaySettings) -> dict[st
     failures: dict[str, Exception] = {}
     if todo:
         with ray_session(ray_settings):
-            require_capacity(
-                1,
-                "run",
-                cpus=settings.cpus_per_run,
-                gpus=settings.gpus_per_run,
-                wait_s=ray_settings.wait_for_nodes_s,
-            )
+            resources = {"cpus": settings.cpus_per_run, "gpus": settings.gpus_per_run}
+            require_capacity(1, "run", **resources, wait_s=ray_settings.wait_for_nodes_s)
             failures = _run_all(todo, settings)
     report = write_report(Path(settings.output), Path(settings.report))
     if failures:
@@ -236,16 +217,8 @@ def _run_all(todo: list[tuple[Planned, InitialVectors | None]], settings: Reprod
             reads_padding = getattr(run.recipe, "reads_padding", False)
             is_measured = run.dataset == "imdb" and run.seed == settings.seeds[0] and not reads_padding
             gpus = settings.gpus_per_run if run.recipe else 0
-            reference = task.options(num_gpus=gpus).remote(
-                run,
-                vectors,
-                cpus=settings.cpus_per_run,
-                use_gpu=settings.gpus_per_run > 0,
-                precision=settings.precision,
-                max_lengths=settings.max_lengths if is_measured else [],
-                board=progress.actor,
-            )
-            waiting[reference] = run
+            lengths = settings.max_lengths if is_measured else []
+            waiting[task.options(num_gpus=gpus).remote(run, vectors, settings, lengths, progress.actor)] = run
         while waiting:
             [ready], _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)
@@ -269,10 +242,7 @@ def _run_all(todo: list[tuple[Planned, InitialVectors | None]], settings: Reprod
 def run_planned(
     planned: Planned,
     vectors: InitialVectors | None,
-    *,
-    cpus: int,
-    use_gpu: bool,
-    precision: Precision,
+    settings: ReproduceSettings,
     max_lengths: Sequence[int],
     board: Any,
 ) -> dict[str, Any]:
@@ -281,9 +251,7 @@ def run_planned(
     Args:
         planned: Which.
         vectors: What its embedding starts from.
-        cpus: Torch threads.
-        use_gpu: On a GPU.
-        precision: As in `Run`.
+        settings: Threads, GPU, precision.
         max_lengths: Other maximum lengths to measure the test rows at.
         board: Actor that shows progress in training rows.
 
@@ -292,17 +260,17 @@ def run_planned(
     """
     output = OutputDirectory(str(planned.folder))
     try:
-        identity = planned.identity(precision)
+        identity = planned.identity(settings.precision)
         # What an earlier try of the same run left is kept, what was made of something else dropped.
         if not planned.owns_folder(identity):
             shutil.rmtree(planned.folder, ignore_errors=True)
             planned.folder.mkdir(parents=True)
             output.write_json(IDENTITY, identity)
         if planned.recipe is None:
-            figures = measure(planned.data)
+            figures = measure_baseline(planned.data)
         else:
-            torch.set_num_threads(cpus)
-            run, device = planned.training(precision), torch.device("cuda" if use_gpu else "cpu")
+            torch.set_num_threads(settings.cpus_per_run)
+            run, device = planned.training(settings.precision), torch.device("cuda" if settings.gpus_per_run else "cpu")
             run.vectors = vectors
             resume = _last_checkpoint(planned, board)
             hooks = _hooks(planned, run, resume, board)
@@ -310,7 +278,7 @@ def run_planned(
             bundle_run(planned.folder / "bundle", run, figures)
             accuracies = {run.recipe.max_length: figures["test_accuracy"]}
             for length in set(max_lengths) - {run.recipe.max_length}:
-                resolved = resolve_precision(precision, device)
+                resolved = resolve_precision(settings.precision, device)
                 test = evaluate(run.model, run.batches(TEST, length), device=device, precision=resolved)
                 accuracies[length] = test.accuracy if test.rows else None
             figures["test_accuracy_by_max_length"] = {str(length): accuracies[length] for length in sorted(accuracies)}
@@ -330,6 +298,57 @@ def run_planned(
     for checkpoint in planned.folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return result
+
+
+def check_installed() -> None:
+    """Find out before hours of training that the baseline can be measured.
+
+    Raises:
+        ConfigError: scikit-learn is missing.
+    """
+    if find_spec("sklearn") is None:
+        raise ConfigError(
+            "the baseline needs scikit-learn: pip install -e '.[baseline]' in the checkout, or --no-baseline"
+        )
+
+
+def measure_baseline(data: str) -> dict[str, Any]:
+    """TF-IDF of words and word pairs with logistic regression: what a user would try first, and models have to beat.
+
+    Args:
+        data: Prepared folder; the same rows and the same normalized texts as the models get.
+
+    Returns:
+        Figures as a run's; `train_s` is that of all strengths tried. They are deterministic: there are no seeds.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    prepared = PreparedData(data)
+    texts = {split: prepared.texts(split) for split in SPLITS}
+    labels = {split: table[LABEL].to_numpy() for split, table in texts.items()}
+    started = time.monotonic()
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    train = vectorizer.fit_transform(texts[TRAIN][TEXT].to_pylist())
+    validation = vectorizer.transform(texts[VALIDATION][TEXT].to_pylist())
+    models = [LogisticRegression(C=strength, max_iter=1000).fit(train, labels[TRAIN]) for strength in _STRENGTHS]
+    accuracies = [float(model.score(validation, labels[VALIDATION])) for model in models]
+    best = models[accuracies.index(max(accuracies))]
+    train_s = time.monotonic() - started
+    started = time.monotonic()
+    accuracy = best.score(vectorizer.transform(texts[TEST][TEXT].to_pylist()), labels[TEST])
+    test_s = time.monotonic() - started
+    return {
+        "recipe": BASELINE,
+        "strength": best.C,
+        "parameters": train.shape[1] + 1,
+        "validation_accuracy": max(accuracies),
+        "test_rows": texts[TEST].num_rows,
+        "test_accuracy": float(accuracy),
+        "train_s": train_s,
+        "rows_per_s": round(texts[TRAIN].num_rows / train_s),
+        "test_rows_per_s": round(texts[TEST].num_rows / test_s),
+    }
 
 
 def _last_checkpoint(planned: Planned, board: Any) -> Checkpoint | None:

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.reproduction import baseline
-from benchmarks.reproduction.baseline import check_installed, measure
+from benchmarks.reproduction import runs
+from benchmarks.reproduction.runs import check_installed
+from benchmarks.reproduction.runs import measure_baseline as measure
 from sentiment.errors import ConfigError
 from sentiment.schema import PREPARED_SCHEMA
 
@@ -86,6 +87,6 @@ def test_figures(figures: dict[str, Any]) -> None:
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     check_installed()
-    monkeypatch.setattr(baseline, "find_spec", lambda name: None)
+    monkeypatch.setattr(runs, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[baseline\]' in the checkout, or --no-baseline"):
         check_installed()

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reproduction.baseline import NAME as BASELINE
-from benchmarks.reproduction.page import MARKER, write_report
+from benchmarks.reproduction.page import BASELINE, MARKER, write_report
 from sentiment.training.recipes import Recipe, get_recipe
 
 HERE = {"processor": "Xeon", "cores": 2, "python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import target
+from benchmarks.harness import BLOCK, fill, target
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -19,10 +20,33 @@ PROGRAMS = ("scoring", "serving", "hostile", "bert_gru", "main_job")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_page_follows_from_its_numbers(name: str) -> None:
-    program = importlib.import_module(f"benchmarks.{name}")
-    page = program.page(json.loads((RESULTS / f"{name}.json").read_text()))
-    assert page == (RESULTS / f"{name}.md").read_text()
+def test_the_tables_of_a_page_follow_from_its_numbers(name: str) -> None:
+    sections = importlib.import_module(f"benchmarks.{name}").SECTIONS
+    page, results = (RESULTS / f"{name}.md").read_text(), json.loads((RESULTS / f"{name}.json").read_text())
+    assert {lane for _, lane, _, _ in BLOCK.findall(page)} == set(sections)
+    assert fill(BLOCK.sub(r"\1\4", page), sections, results) == page
+
+
+def commands(folder: str) -> list[str]:
+    """What pages and programs tell to run of a folder's."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.py")]
+    found = [one for page in pages for one in re.findall(rf"python {folder}/(\w[^#`\n]*)", page.read_text())]
+    # An ellipsis stands for a flag's value, or for flags.
+    return sorted({re.sub("…", "", re.sub(r"(--\S+) …", r"\1 value", command)).strip() for command in found})
+
+
+@pytest.mark.parametrize("command", commands("benchmarks"))
+def test_benchmarks_that_are_told_exist(command: str) -> None:
+    program, *words = shlex.split(command)
+    importlib.import_module(f"benchmarks.{program.removesuffix('.py')}").PARSER.parse_args(words)
+
+
+@pytest.mark.parametrize("command", commands("jobs"))
+def test_jobs_that_are_told_exist(command: str) -> None:
+    program, *words = shlex.split(command)
+    job = importlib.import_module(f"jobs.{program.removesuffix('.py')}").JOB
+    if words:  # else the job itself is meant
+        job.parse(words)
 
 
 @pytest.mark.parametrize("name", ["scoring", "serving"])
@@ -49,7 +73,7 @@ def test_the_tables_of_scale_follow_from_the_numbers(tmp_path: Path) -> None:
     assert page.read_text() == written
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, "scale", "serving_rivals"])
+@pytest.mark.parametrize("name", [*PROGRAMS, "compare", "scale", "serving_rivals"])
 def test_every_program_says_what_it_measures_with_an_example(name: str) -> None:
     assert f"python benchmarks/{name}.py " in (importlib.import_module(f"benchmarks.{name}").__doc__ or "")
 

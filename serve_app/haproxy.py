@@ -28,11 +28,14 @@ _NO_REPLICA = (
     "status 503 content-type application/json hdr Retry-After 1 string "
     """'{"error":"nothing is served at this path, not yet or not any more: try again","error_type":"unhealthy"}'"""
 )
-# In the frontend, before all of Ray's own rules.
+# In the frontend, before all of Ray's own rules. Where HAProxy waits for a body, it answers `Expect: 100-continue`
+# itself, which curl sends with files. Were the replica to answer it, HAProxy would now and then end the answer to
+# /score at once, as if it were complete and empty.
 _FRONTEND_RULES = r"""\g<0>
     timeout http-request 10s
     timeout client-fin 30s
     http-request return status 404 content-type application/json string '{"error":"Not Found","error_type":"not_found"}' if { path -i /-/routes }
+    http-request wait-for-body time 120s at-least 1 if METH_POST { path_end /score }
     http-request wait-for-body time 10s if METH_POST !{ path_end /score } !{ req.hdr_val(content-length) gt 8388608 }"""  # noqa: E501
 
 

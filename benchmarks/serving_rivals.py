@@ -17,6 +17,8 @@ carries the application to its replicas, and FastAPI and LitServe have to find t
 """
 
 import argparse
+import os
+import secrets
 import signal
 import sys
 import threading
@@ -94,6 +96,7 @@ def ray_serve(bundle: str, port: int, **options: int) -> None:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     # Nothing but what concerns other processes: no dashboard, and no log lines on our stderr (they'd cost it time).
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Else Ray leaves one in the home directory.
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))

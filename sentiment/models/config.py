@@ -4,7 +4,7 @@ A hyperparameter is declared once, with its range, default and text: recipes, an
 Importing this needs no torch. Sizes have upper limits, because a config may come from a stranger: what exceeds them
 would be a mistake, or take the machine's memory.
 
-To add a model: its module beside this one, its config here, its recipe in `sentiment.training.recipes`.
+How to add a model: docs/extending.md.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sentiment.errors import ConfigError, describe, unknown
 from sentiment.models.config import (
@@ -103,10 +104,24 @@ class Recipe(OptimizerConfig):
         except ValidationError as error:
             raise ConfigError(describe(error)) from error
 
-    @field_validator("vectors", "embedding_dim", "encoder_revision", mode="before", check_fields=False)
+    @field_validator("*", mode="before")
     @classmethod
-    def _parse_none(cls, value: Any) -> Any:
-        return None if value == "none" else value
+    def _parse_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """What pydantic doesn't read from a flag's or variable's text: none, lists, and choices of numbers."""
+        if not isinstance(value, str) or info.field_name is None:
+            return value
+        annotation = cls.model_fields[info.field_name].annotation
+        choices = get_args(annotation)
+        if value == "none" and NoneType in choices:
+            return None
+        if get_origin(annotation) is Literal:
+            return next((choice for choice in choices if str(choice) == value), value)
+        if get_origin(annotation) is not tuple:
+            return value
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError("a list is written as JSON, [30, 10]") from None
 
 
 class WordRecipe(WordHyperparameters, Recipe):
@@ -141,11 +156,6 @@ class WordRecipe(WordHyperparameters, Recipe):
             raise ValueError("--subwords trains word vectors, --frozen-embedding keeps them: one of both")
         return self
 
-    @field_validator("num_logits", mode="before")
-    @classmethod
-    def _parse_number(cls, value: Any) -> Any:
-        return int(value) if value in ("1", "2") else value
-
 
 class RecurrentRecipe(RecurrentHyperparameters, WordRecipe):
     """A recurrent classifier, `sentiment.models.rnn`."""
@@ -166,16 +176,6 @@ class BagRecipe(BagHyperparameters, WordRecipe):
     """A bag of word vectors, `sentiment.models.bag`."""
 
     config_class = BagConfig
-
-    @field_validator("hidden_dims", mode="before")
-    @classmethod
-    def _parse_list(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            raise ValueError("a list is written as JSON, [30, 10]") from None
 
 
 class BertRecipe(BertGruHyperparameters, Recipe):

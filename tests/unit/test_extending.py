@@ -1,0 +1,170 @@
+"""docs/extending.md: its examples, applied to a copy of the package, give a model, a recipe and a figure that work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A block of code that names its file; in a list it is indented.
+BLOCK = re.compile(r'^( *)```(diff|python) title="([^"]+)"\n(.*?)^ *```$', re.MULTILINE | re.DOTALL)
+
+# Trains the new model on a prepared folder, writes its bundle, and predicts with what is loaded from there.
+TRAIN = """
+import json, sys
+from pathlib import Path
+
+import torch
+
+from sentiment.predictor import Predictor
+from sentiment.training.loop import Hooks
+from sentiment.training.recipes import get_recipe
+from sentiment.training.run import Rank, bundle_run, train_run
+from sentiment.training.word_models import WordRun
+
+data, folder = sys.argv[1:]
+recipe = get_recipe("convolution").with_overrides({"filters": "8", "embedding_dim": "8", "learning_rate": "0.02"})
+run = WordRun(recipe=recipe, data=data, seed=1, precision="float32")
+metrics = train_run(run, Rank(0, 1, torch.device("cpu")), hooks=Hooks(), resume=lambda: None)
+predictor = Predictor.load(bundle_run(Path(folder), run, metrics).path, use_gpu=False, precision="float32")
+texts = ["I love this", "I hate this phone, it is awful and the battery died again", "good"]
+scores = [prediction.p_positive for prediction in predictor.predict(texts)]
+alone = [predictor.predict([text])[0].p_positive for text in texts]
+print(json.dumps({"metrics": metrics, "scores": scores, "alone": alone}))
+"""
+# Measures rows that an evaluation scored: 3 of 4 positive ones are right, and 1 of 2 negative ones.
+MEASURE = """
+import dataclasses, json, sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sentiment.schema import P_POSITIVE
+from sentiment.scoring import evaluation
+from sentiment.storage.output_directory import OutputDirectory
+
+folder = Path(sys.argv[1], "scored")
+folder.mkdir(parents=True)
+rows = {
+    evaluation.TRUE_LABEL: pa.array([1, 1, 1, 1, 0, 0], pa.int8()),
+    P_POSITIVE: pa.array([0.9, 0.8, 0.7, 0.2, 0.9, 0.1], pa.float32()),
+}
+pq.write_table(pa.table(rows), folder / "part.parquet")
+print(json.dumps(dataclasses.asdict(evaluation.measure(OutputDirectory(sys.argv[1])))))
+"""
+
+
+def apply_blocks(page: str, folder: Path) -> set[Path]:
+    """Do what a page's blocks say to files in a folder: new files whole, others by lines with +, - or neither."""
+    files = set()
+    for indent, kind, name, block in BLOCK.findall(page):
+        lines = [line.removeprefix(indent) for line in block.splitlines()]
+        file = folder / name
+        files.add(file)
+        if kind == "python":
+            assert not file.exists(), f"{name} exists"
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            continue
+        before, after = ("".join(line[1:] + "\n" for line in lines if not line.startswith(sign)) for sign in ("+", "-"))
+        text = file.read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{name} doesn't have, or has more than once:\n{before}"
+        file.write_text(text.replace(before, after), encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a copy of the package, extended as the page says."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "sentiment", folder / "sentiment", ignore=shutil.ignore_patterns("__pycache__"))
+    files = apply_blocks((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), folder)
+    names = {str(file.relative_to(folder)) for file in files}
+    assert names == {
+        "sentiment/metrics.py",
+        "sentiment/models/config.py",
+        "sentiment/models/convolution.py",
+        "sentiment/training/recipes.py",
+    }
+    return folder
+
+
+def call(extended: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on the extended package."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SENTIMENT_")}
+    environment |= {"PYTHONPATH": str(extended), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=extended, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def answer(extended: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON that a script prints in its last line."""
+    done = call(extended, "-c", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(extended: Path, prepared_tweets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `TRAIN` says, and the config in its bundle."""
+    bundle = tmp_path_factory.mktemp("trained") / "bundle"
+    told = answer(extended, TRAIN, str(prepared_tweets), str(bundle))
+    return {**told, "config": json.loads((bundle / "config.json").read_text())}
+
+
+def test_a_new_model_is_trained_and_bundled_and_predicts(trained: dict[str, Any]) -> None:
+    metrics, config = trained["metrics"], trained["config"]
+    assert metrics["recipe"] == config["recipe"] == "convolution"
+    assert (config["model"]["kind"], config["model"]["filters"], config["model"]["window"]) == ("convolution", 8, 3)
+    # 8 filters of 3 words of 8 numbers and their biases; the head.
+    assert metrics["parameters"] == metrics["vocabulary"] * 8 + (8 * 3 * 8 + 8) + (8 + 1)
+    losses = [epoch["train_loss"] for epoch in metrics["history"]]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3
+    assert trained["scores"] == pytest.approx(trained["alone"], abs=1e-6), "padding changes a score"
+    assert len({*trained["scores"]}) == 3
+
+
+def test_a_new_recipe_is_listed_and_a_near_miss_is_told(extended: Path) -> None:
+    page = call(extended, "-m", "sentiment", "train", "lstm", "--help")
+    assert page.returncode == 0, page.stderr
+    assert re.search(r"^  tweets-gru +as tweets, with GRU cells$", page.stdout, re.MULTILINE)
+    assert re.search(r"^  convolution +convolution over three neighboring words$", page.stdout, re.MULTILINE)
+    assert re.search(r"^ +--filters .*\n? +patterns that a convolution looks for", page.stdout, re.MULTILINE)
+    mistyped = call(extended, "-m", "sentiment", "train", "--output", "o", "--recipe", "tweets-gur")
+    assert mistyped.returncode == 2
+    assert "unknown recipe 'tweets-gur'" in mistyped.stderr
+    assert "did you mean tweets-gru" in mistyped.stderr
+    assert not (extended / "o").exists()
+
+
+def test_a_new_figure_is_in_the_metrics_of_training_and_evaluation(
+    extended: Path, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    (tn, fp), (fn, tp) = trained["metrics"]["test_confusion"]
+    spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    expected = (tp * tn - fp * fn) / spread**0.5 if spread else 0.0
+    assert trained["metrics"]["test_mcc"] == pytest.approx(expected)
+    figures = answer(extended, MEASURE, str(tmp_path))
+    assert figures["confusion"] == [[1, 1], [1, 3]]
+    assert figures["mcc"] == pytest.approx(0.25)
+
+
+def test_the_extended_package_is_formatted_and_free_of_lint(extended: Path) -> None:
+    if shutil.which("ruff", path=Path(sys.executable).parent) is None:
+        pytest.skip("ruff isn't installed")
+    config, ruff = str(ROOT / "pyproject.toml"), str(Path(sys.executable).parent / "ruff")
+    for command in (("format", "--check"), ("check",)):
+        words = [ruff, *command, "--no-cache", "--config", config, "sentiment"]
+        done = subprocess.run(words, cwd=extended, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples, applied to a copy of the package, give a model, a recipe and a figure that work."""
+"""docs/extending.md: its examples, applied to a copy of the package, make a format, model, recipe and figure work."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What has to be touched for a model with its recipe, another recipe and a figure.
+# What has to be touched for a format, a model with its recipe, another recipe and a figure.
 NAMES = (
+    "sentiment/data/formats.py",
+    "sentiment/data/lines_format.py",
     "sentiment/metrics.py",
     "sentiment/models/config.py",
     "sentiment/models/convolution.py",
@@ -46,6 +48,16 @@ texts = ["I love this", "I hate this phone, it is awful and the battery died aga
 scores = [prediction.p_positive for prediction in predictor.predict(texts)]
 alone = [predictor.predict([text])[0].p_positive for text in texts]
 print(json.dumps({"metrics": metrics, "scores": scores, "alone": alone}))
+"""
+# Reads a file of the new format, and one of IMDB's.
+READ = """
+import json, sys
+
+from sentiment.data.formats import batches_of
+from sentiment.data.read_plan import plan
+
+tables = [batch.build() for batch in batches_of(plan([sys.argv[1]]))]
+print(json.dumps({"rows": [row for table in tables for row in table.to_pylist()]}, default=str))
 """
 # Measures rows that an evaluation scored: 3 of 4 positive ones are right, and 1 of 2 negative ones.
 MEASURE = """
@@ -121,6 +133,21 @@ def trained(extended: Path, prepared_tweets: Path, tmp_path_factory: pytest.Temp
     bundle = tmp_path_factory.mktemp("trained") / "bundle"
     told = answer(extended, TRAIN, str(prepared_tweets), str(bundle))
     return {**told, "config": json.loads((bundle / "config.json").read_text())}
+
+
+def test_a_file_of_a_new_format_is_read(extended: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_bytes(b"good day\r\n\nbad \xff day\nawful")
+    rows = answer(extended, READ, str(tmp_path / "some.txt"))["rows"]
+    assert [(row["line"], row["text"], row["reason"]) for row in rows] == [
+        (1, "good day", None),
+        (3, None, "not valid UTF-8 (byte 0xff at column 5)"),
+        (4, "awful", None),
+    ]
+    review = tmp_path / "aclImdb" / "train" / "pos" / "1_9.txt"
+    review.parent.mkdir(parents=True)
+    review.write_text("a fine film\nof two lines")
+    (row,) = answer(extended, READ, str(review))["rows"]
+    assert (row["text"], row["label"], row["rating"]) == ("a fine film\nof two lines", "pos", 9)
 
 
 def test_a_new_model_is_trained_and_bundled_and_predicts(trained: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples, applied to a copy of the package, make a format, model, recipe and figure work."""
+"""docs/extending.md: its examples, applied to a copy of the code, do what it says they do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What has to be touched for a format, a model with its recipe, another recipe and a figure.
+# What has to be touched for an endpoint, a format, a model with its recipe, another recipe and a figure.
 NAMES = (
+    "serve_app/asgi.py",
+    "serve_app/mean.py",
     "sentiment/data/formats.py",
     "sentiment/data/lines_format.py",
     "sentiment/metrics.py",
@@ -58,6 +60,24 @@ from sentiment.data.read_plan import plan
 
 tables = [batch.build() for batch in batches_of(plan([sys.argv[1]]))]
 print(json.dumps({"rows": [row for table in tables for row in table.to_pylist()]}, default=str))
+"""
+# Asks the new endpoint, with the new model.
+ASK = """
+import json, sys
+from unittest.mock import Mock
+
+from fastapi.testclient import TestClient
+
+from sentiment.settings import ServeSettings
+from serve_app.asgi import create_app
+from serve_app.engine import Engine
+
+engine = Engine(ServeSettings(model=sys.argv[1], precision="float32"), Mock())
+with TestClient(create_app(engine, Mock())) as client:
+    client.portal.call(engine.load, sys.argv[1])
+    texts = ["I love this", "I hate this phone, it is awful and the battery died again", "good"]
+    answers = [client.post("/mean", json=body) for body in ({"texts": texts}, {"texts": []}, {"texts": [" "]})]
+    print(json.dumps({"answers": [[answer.status_code, answer.json()] for answer in answers]}))
 """
 # Measures rows that an evaluation scored: 3 of 4 positive ones are right, and 1 of 2 negative ones.
 MEASURE = """
@@ -102,12 +122,19 @@ def apply_blocks(page: str, folder: Path) -> set[Path]:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a copy of the package, extended as the page says."""
+    """Folder with a copy of the packages, extended as the page says."""
     folder = tmp_path_factory.mktemp("extended")
-    shutil.copytree(ROOT / "sentiment", folder / "sentiment", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("sentiment", "serve_app"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     files = apply_blocks((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), folder)
     assert files == {folder / name for name in NAMES}
     return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the new model's bundle is written."""
+    return tmp_path_factory.mktemp("trained") / "bundle"
 
 
 def call(extended: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,9 +155,8 @@ def answer(extended: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(extended: Path, prepared_tweets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def trained(extended: Path, prepared_tweets: Path, bundle: Path) -> dict[str, Any]:
     """What `TRAIN` says, and the config in its bundle."""
-    bundle = tmp_path_factory.mktemp("trained") / "bundle"
     told = answer(extended, TRAIN, str(prepared_tweets), str(bundle))
     return {**told, "config": json.loads((bundle / "config.json").read_text())}
 
@@ -174,6 +200,13 @@ def test_a_new_recipe_is_listed_and_a_near_miss_is_told(extended: Path) -> None:
     assert "unknown recipe 'tweets-gur'" in mistyped.stderr
     assert "did you mean tweets-gru" in mistyped.stderr
     assert not (extended / "o").exists()
+
+
+def test_a_new_endpoint_answers_with_the_new_model(extended: Path, trained: dict[str, Any], bundle: Path) -> None:
+    (status, mean), *wrong = answer(extended, ASK, str(bundle))["answers"]
+    assert (status, mean) == (200, {"p_positive": pytest.approx(sum(trained["scores"]) / 3, abs=1e-6)})
+    assert [(status, said["error_type"]) for status, said in wrong] == [(422, "validation")] * 2
+    assert all("texts" in said["error"] for _, said in wrong)
 
 
 def test_a_new_figure_is_in_the_metrics_of_training_and_evaluation(

@@ -7,7 +7,8 @@ it takes seconds in every worker.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,13 @@ class Figures:
     accuracy: float
     macro_f1: float
     confusion: tuple[tuple[int, int], tuple[int, int]]
+
+    def named(self, prefix: str) -> dict[str, Any]:
+        """All figures by name behind a prefix, ready for JSON: None in place of a share or mean of no rows."""
+        return {
+            prefix + name: value if self.rows or not isinstance(value, float) else None
+            for name, value in asdict(self).items()
+        }
 
 
 @dataclass

@@ -4,7 +4,7 @@ A hyperparameter is declared once, with its range, default and text: recipes, an
 Importing this needs no torch. Sizes have upper limits, because a config may come from a stranger: what exceeds them
 would be a mistake, or take the machine's memory.
 
-To add a model: its module beside this one, its config here, its recipe in `sentiment.training.recipes`.
+How to add a model: docs/extending.md.
 """
 
 from __future__ import annotations
@@ -36,42 +36,45 @@ TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY)]
 
 
 class Hyperparameters(BaseModel):
-    """What all models have."""
+    """Hyperparameters of all models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dropout: float = Field(ge=0, lt=1, description="share of values zeroed in training")
+    dropout: float = Field(ge=0, lt=1, description="share of values set to zero while training")
 
 
 class WordHyperparameters(Hyperparameters):
-    """What models on word vectors have."""
+    """Hyperparameters of models on word vectors."""
 
     # PyTorch's own default of 1 drowns what an LSTM learns in its first epochs; 0.1 is about the size of its weights.
     embedding_std: float = Field(
-        ge=0, le=1e3, description="initial standard deviation of new embeddings: those that no pretrained vector fills"
+        ge=0, le=1e3, description="standard deviation of the initial vectors of words without a pretrained one"
     )
-    frozen_embedding: bool = Field(False, description="keep the word vectors as they are")
+    frozen_embedding: bool = Field(False, description="don't train the word vectors")
     # So that the vector of unknown words is trained, and no single word is relied on (Iyyer et al. 2015).
-    word_dropout: float = Field(0.0, ge=0, lt=1, description="share of tokens replaced by <unk> in training")
-    num_logits: Literal[1, 2] = Field(1, description="outputs of the last layer: one, or one for each class")
+    word_dropout: float = Field(0.0, ge=0, lt=1, description="share of words replaced by <unk> while training")
+    num_logits: Literal[1, 2] = Field(1, description="outputs of the last layer: 1, or 2, one for each class")
 
 
 class RecurrenceHyperparameters(Hyperparameters):
-    """What models with a stack of recurrent layers have."""
+    """Hyperparameters of models with a stack of recurrent layers."""
 
-    hidden_dim: Width = Field(description="width of one direction's state, for recurrent recipes")
-    num_layers: Layers = Field(description="stacked recurrent layers")
-    bidirectional: bool = Field(description="read the text from both ends")
+    hidden_dim: Width = Field(description="size of a recurrent layer's state, per direction (recurrent models)")
+    num_layers: Layers = Field(description="number of stacked recurrent layers")
+    bidirectional: bool = Field(description="read the text in both directions")
     pooling: Pooling = Field(
-        "last", description="what the last layer sees: the last state, the maximum, or concat of last, maximum, mean"
+        "last",
+        description="states that the last layer gets: last, maximum over the text, or concat: last, maximum, mean",
     )
 
 
 class RecurrentHyperparameters(WordHyperparameters, RecurrenceHyperparameters):
     """Hyperparameters of a `sentiment.models.rnn.RecurrentClassifier`."""
 
-    cell: Cell = Field("lstm", description="recurrent cell; rnn is Elman's, with tanh")
-    state_layers: Layers = Field(1, description="recurrent layers whose last states the last layer sees (pooling last)")
+    cell: Cell = Field("lstm", description="kind of recurrent layer; rnn: Elman's, with tanh")
+    state_layers: Layers = Field(
+        1, description="top recurrent layers whose last states the last layer gets (pooling last only)"
+    )
 
     @model_validator(mode="after")
     def _check_states(self) -> Self:
@@ -87,16 +90,18 @@ class BagHyperparameters(WordHyperparameters):
     """Hyperparameters of a `sentiment.models.bag.BagClassifier`."""
 
     hidden_dims: tuple[Width, ...] = Field(
-        max_length=64, description="widths of the MLP's layers, for the recipes of bags of words"
+        max_length=64, description="sizes of the MLP's hidden layers (bag-of-words models)"
     )
 
 
 class BertGruHyperparameters(RecurrenceHyperparameters):
     """Hyperparameters of a `sentiment.models.bert_gru.BertGruClassifier`."""
 
-    unfreeze_layers: int = Field(0, ge=0, le=128, description="top layers of the encoder that are trained too")
+    unfreeze_layers: int = Field(
+        0, ge=0, le=128, description="number of the encoder's top layers that are trained; 0: none"
+    )
     truncation: Truncation = Field(
-        "head", description="what is read of texts longer than max_length: their head, or head and tail"
+        "head", description="what is read of texts longer than max_length: the beginning, or beginning and end"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
 # What the job's JSON has of evaluation.json.
-_RESULT = ("rows", "loss", "accuracy", "macro_f1", "confusion", "rows_rejected", "rows_per_s", "model_id", "output")
+_RESULT = (*(figure.name for figure in fields(Figures)), "rows_rejected", "rows_per_s", "model_id", "output")
 
 
 def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def evaluate(settings: EvaluateSettings, ray_settings: RaySettings) -> dict[str,
     finished = run.finished(overwrite=settings.overwrite)
     if finished is not None:
         _log.info(f"{output.uri} is complete: nothing to do")
-        return {name: finished[name] for name in _RESULT}
+        # An older version may have written it, without a figure that was added since.
+        return {name: finished.get(name) for name in _RESULT}
     columns = [
         *SOURCE_FIELDS,
         pa.field(TRUE_LABEL, pa.int8()),

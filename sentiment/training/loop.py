@@ -80,7 +80,7 @@ def evaluate(
     """
     model.eval()
     # On the device from the start: a rank without rows takes part in the sum too, and NCCL takes nothing from the CPU.
-    counts = Counts(torch.zeros(5, dtype=torch.float64, device=device))
+    counts = Counts(Counts().sums.to(device))
     with torch.inference_mode():
         for loaded in batches.epoch(0):
             batch = loaded.to(device)

@@ -1,19 +1,24 @@
-"""A small trained-looking bundle for the tests of bundles and predictors, a ragged batch for those of models."""
+"""What unit tests share: a small bundle, a small prepared folder, a ragged batch."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
 from sentiment.bundle import Bundle, BundleConfig, write_bundle
+from sentiment.data.synthetic import tweets
 from sentiment.models.build import build_model
 from sentiment.models.config import RecurrentConfig
+from sentiment.schema import PREPARED_SCHEMA
 from sentiment.text import normalize
 from sentiment.tokenizers import WordTokenizer
 
@@ -53,6 +58,39 @@ def ragged_batch() -> tuple[Tensor, Tensor]:
     ids_BT = torch.randint(2, 50, (9, 20), generator=generator)
     ids_BT[torch.arange(20)[None] >= lengths_B[:, None]] = 1
     return ids_BT.int(), lengths_B
+
+
+@pytest.fixture(scope="session")
+def prepared_tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of 360 invented tweets; all negative rows of a split come first."""
+    folder, rows = tmp_path_factory.mktemp("prepared"), {"train": 200, "validation": 120, "test": 40}
+    corpus = tweets(sum(rows.values()), seed=3)
+    drawn = {split: [next(corpus) for _ in range(number)] for split, number in rows.items()}
+    tokenizer = WordTokenizer.train(normalize(tweet.text) for tweet in drawn["train"])
+    tokenizer.save(folder / "tokenizer.json")
+    for split, some in drawn.items():
+        some.sort(key=lambda tweet: tweet.shown_label)
+        texts = [normalize(tweet.text) for tweet in some]
+        columns = {
+            "row_id": range(len(some)),
+            "label": [tweet.shown_label for tweet in some],
+            "text": texts,
+            "ids": tokenizer.encode(texts),
+            "source_file": ["f"] * len(some),
+            "source_row": range(len(some)),
+        }
+        (folder / split).mkdir()
+        pq.write_table(pa.table(columns, schema=PREPARED_SCHEMA), folder / split / "part.parquet")
+    splits = {
+        split: {
+            "rows": len(some),
+            "negative": len(some) - (positive := sum(t.shown_label for t in some)),
+            "positive": positive,
+        }
+        for split, some in drawn.items()
+    }
+    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
+    return folder
 
 
 @pytest.fixture

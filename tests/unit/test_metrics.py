@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -106,3 +107,10 @@ def test_without_a_group_the_sum_over_ranks_is_a_copy() -> None:
     copy = counts.over_ranks()
     counts.add(*draw(10, seed=1))
     assert copy.figures().rows == 10
+
+
+def test_figures_by_name_have_none_where_there_are_no_rows() -> None:
+    none = dict.fromkeys(("test_loss", "test_accuracy", "test_macro_f1"))
+    assert Counts().figures().named("test_") == {"test_rows": 0, **none, "test_confusion": ((0, 0), (0, 0))}
+    figures = count(*draw(20)).figures()
+    assert figures.named("") == dataclasses.asdict(figures)

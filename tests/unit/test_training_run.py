@@ -6,64 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from sentiment.bundle import Bundle
-from sentiment.data.synthetic import tweets
 from sentiment.devices import has_fast_bf16
 from sentiment.predictor import Predictor
-from sentiment.schema import PREPARED_SCHEMA
-from sentiment.text import normalize
-from sentiment.tokenizers import WordTokenizer
 from sentiment.training import run as run_module
 from sentiment.training.loop import Hooks
 from sentiment.training.recipes import get_recipe
 from sentiment.training.run import Rank, bundle_run, train_run
 from sentiment.training.word_models import WordRun
 
-ROWS = {"train": 200, "validation": 120, "test": 40}
-
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared folder; all negative rows of a split come first."""
-    folder = tmp_path_factory.mktemp("prepared")
-    corpus = tweets(sum(ROWS.values()), seed=3)
-    drawn = {split: [next(corpus) for _ in range(rows)] for split, rows in ROWS.items()}
-    tokenizer = WordTokenizer.train(normalize(tweet.text) for tweet in drawn["train"])
-    tokenizer.save(folder / "tokenizer.json")
-    for split, some in drawn.items():
-        some.sort(key=lambda tweet: tweet.shown_label)
-        texts = [normalize(tweet.text) for tweet in some]
-        columns = {
-            "row_id": range(len(some)),
-            "label": [tweet.shown_label for tweet in some],
-            "text": texts,
-            "ids": tokenizer.encode(texts),
-            "source_file": ["f"] * len(some),
-            "source_row": range(len(some)),
-        }
-        (folder / split).mkdir()
-        pq.write_table(pa.table(columns, schema=PREPARED_SCHEMA), folder / split / "part.parquet")
-    splits = {
-        split: {
-            "rows": len(some),
-            "negative": len(some) - (positive := sum(t.shown_label for t in some)),
-            "positive": positive,
-        }
-        for split, some in drawn.items()
-    }
-    (folder / "manifest.json").write_text(json.dumps({"splits": splits}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data: Path) -> WordRun:
+def run(prepared_tweets: Path) -> WordRun:
     size = {"embedding_dim": 8, "hidden_dim": 8, "num_layers": 1, "epochs": 1, "learning_rate": 0.05}
-    return WordRun(recipe=get_recipe("tweets").with_overrides(size), data=str(data), seed=1, precision="float32")
+    return WordRun(
+        recipe=get_recipe("tweets").with_overrides(size), data=str(prepared_tweets), seed=1, precision="float32"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +45,17 @@ def bundled(folder: Path, run: WordRun, trained: dict[str, Any], precision: str)
 
 @pytest.mark.parametrize("most", [30, 2_000])
 def test_the_error_of_bf16_is_measured(
-    data: Path, run: WordRun, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    prepared_tweets: Path,
+    run: WordRun,
+    trained: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
 ) -> None:
     """On some rows, from the first to the last, or on all if they are few."""
     monkeypatch.setattr(run_module, "_COMPARED_ROWS", most)
     bundle, metrics = bundled(tmp_path / "bundle", run, trained, "bf16")
-    texts = pq.read_table(data / "validation" / "part.parquet")["text"].to_pylist()
+    texts = pq.read_table(prepared_tweets / "validation" / "part.parquet")["text"].to_pylist()
     if most < len(texts):
         texts = [texts[int(index * (len(texts) - 1) / (most - 1))] for index in range(most)]
     exact, rough = (

@@ -6,7 +6,7 @@ follows from the unit: done again, by a retry or by a process that should be dea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -64,18 +64,31 @@ class ParquetWriter:
             ConfigError: The columns to partition by have too many values.
             OSError: The output can't be written to.
         """
+        return self.write_stream(unit, [tables])
+
+    def write_stream(self, unit: str, stream: Iterable[Mapping[str, pa.Table]]) -> dict[str, tuple[int, int]]:
+        """As `write`, for rows that come piece by piece; no file is written before the last piece.
+
+        With `rows_per_group`, all but the last rows of each file are kept compressed until then.
+        """
+        files: dict[str, _ParquetFile] = {}
+        for tables in stream:
+            for name, table in tables.items():
+                if not table.num_rows:
+                    continue
+                fitted = table.select(self.schemas[name].names).cast(self.schemas[name])
+                is_partitioned = name == self._partitioned and self._partition_by
+                for where, rows in self._partitions(name, fitted) if is_partitioned else [(name, fitted)]:
+                    if where not in files:
+                        files[where] = _ParquetFile(rows.schema, self._rows_per_group)
+                    files[where].add(rows)
         written = {}
-        for name, table in tables.items():
-            fitted = table.select(self.schemas[name].names).cast(self.schemas[name])
-            is_partitioned = name == self._partitioned and self._partition_by
-            parts = self._partitions(name, fitted) if is_partitioned else [(name, fitted)]
-            for where, rows in parts if table.num_rows else ():
-                sink = pa.BufferOutputStream()
-                pq.write_table(rows, sink, compression="zstd", row_group_size=self._rows_per_group)
-                content = sink.getvalue()
-                path = f"{where}/part-{unit}.parquet"
-                self.folder.write_bytes(path, content)
-                written[path] = (rows.num_rows, content.size)
+        for where in list(files):
+            file = files.pop(where)
+            content = file.close()
+            path = f"{where}/part-{unit}.parquet"
+            self.folder.write_bytes(path, content)
+            written[path] = (file.num_rows, content.size)
         return written
 
     def _partitions(self, name: str, table: pa.Table) -> list[tuple[str, pa.Table]]:
@@ -106,6 +119,31 @@ class ParquetWriter:
         return [
             (f"{name}/{folder}", rows.filter(pc.equal(by_folder.indices, index))) for index, folder in enumerate(names)
         ]
+
+
+class _ParquetFile:
+    """A Parquet file in memory: full row groups are compressed, the rows of the next one aren't yet."""
+
+    def __init__(self, schema: pa.Schema, rows_per_group: int | None) -> None:
+        self.num_rows = 0
+        self._rows_per_group = rows_per_group
+        self._next_group = schema.empty_table()
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd")
+
+    def add(self, rows: pa.Table) -> None:
+        self.num_rows += rows.num_rows
+        rows = pa.concat_tables([self._next_group, rows])
+        full = rows.num_rows // self._rows_per_group * self._rows_per_group if self._rows_per_group else 0
+        if full:
+            self._writer.write_table(rows.slice(0, full), self._rows_per_group)
+        self._next_group = rows.slice(full)
+
+    def close(self) -> pa.Buffer:
+        if self._next_group.num_rows:
+            self._writer.write_table(self._next_group, self._rows_per_group)
+        self._writer.close()
+        return self._sink.getvalue()
 
 
 def _quote(name: str | None) -> str:

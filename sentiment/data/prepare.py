@@ -14,9 +14,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import posixpath
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,13 +137,10 @@ def prepare(settings: PrepareSettings, ray_settings: RaySettings) -> dict[str, A
             texts = _train_texts(rows, duplicates)
             tokenizer = WordTokenizer.train(texts, settings.vocabulary_size, settings.min_frequency)
         output.write_text(TOKENIZER, tokenizer.to_json())
-        sink = _PrepareSink(output, settings.rows_per_file, workers)
         encoding = functools.partial(encode, tokenizer=tokenizer.to_json(), duplicates=duplicates)
+        sink = _PrepareSink(output, settings.rows_per_file, encoding, workers)
         with status_line("writing Parquet"):
-            encoded = rows.map_batches(
-                functools.partial(workers.call, encoding), batch_format="pyarrow", batch_size=None
-            )
-            encoded.write_datasink(sink)
+            rows.write_datasink(sink)
             inputs = ray.get(checksums)
         counts = {
             "rows_in": usable + survey.reasons.total(),
@@ -290,16 +288,25 @@ def _train_texts(rows: ray.data.Dataset, duplicates: Int64Array) -> Iterator[str
 
 
 class _PrepareSink(Datasink[Counter[str]]):  # type: ignore[misc]
-    """Writes rows to the subfolders that DESTINATION names, in files of `rows_per_file` rows, about.
+    """Encodes clean rows and writes them to the subfolders that DESTINATION names, about `rows_per_file` to a file.
+
+    Encoding isn't a step of its own before it: Ray keeps all blocks that a write task is given until the task ends.
+    Clean ones lie in the object store anyway; encoded ones would fill the memory of the process.
 
     Attributes:
         rows: Rows written to each subfolder, once the write is complete.
     """
 
-    def __init__(self, output: OutputDirectory, rows_per_file: int, workers: WorkerWatch) -> None:
+    def __init__(
+        self,
+        output: OutputDirectory,
+        rows_per_file: int,
+        encoding: Callable[[pa.Table], pa.Table],
+        workers: WorkerWatch,
+    ) -> None:
         # Row groups as small as this let training read a part of a file.
         self._writer = ParquetWriter(output, _SCHEMAS, rows_per_group=ROWS_PER_BATCH)
-        self._rows_per_file, self._workers = rows_per_file, workers
+        self._rows_per_file, self._encoding, self._workers = rows_per_file, encoding, workers
         self.rows: Counter[str] = Counter()
 
     @property
@@ -313,15 +320,17 @@ class _PrepareSink(Datasink[Counter[str]]):  # type: ignore[misc]
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> Counter[str]:
         """Write the blocks of one task; returns the rows of each subfolder."""
-        parts: dict[str, list[pa.Table]] = {name: [] for name in _SCHEMAS}
         with self._workers.alive():
-            for block in blocks:
-                table = BlockAccessor.for_block(block).to_arrow()
-                for name, schema in _SCHEMAS.items() if table.num_rows else ():
-                    parts[name].append(table.filter(pc.equal(table[DESTINATION], name)).select(schema.names))
-            tables = {name: pa.concat_tables(part) for name, part in parts.items() if part}
-            self._writer.write(f"{ctx.task_idx:06d}", tables)
-        return Counter({name: table.num_rows for name, table in tables.items()})
+            written = self._writer.write_stream(f"{ctx.task_idx:06d}", self._encoded(blocks))
+        return Counter({posixpath.dirname(path): rows for path, (rows, _) in written.items()})
+
+    def _encoded(self, blocks: Iterable[Any]) -> Iterator[dict[str, pa.Table]]:
+        """Encoded rows by subfolder, a row group's worth at a time."""
+        for block in blocks:
+            table = BlockAccessor.for_block(block).to_arrow()
+            for start in range(0, table.num_rows, ROWS_PER_BATCH):
+                encoded = self._encoding(table.slice(start, ROWS_PER_BATCH))
+                yield {name: encoded.filter(pc.equal(encoded[DESTINATION], name)) for name in _SCHEMAS}
 
     def on_write_complete(self, write_result: Any) -> None:
         """Add up what the tasks wrote."""

@@ -1,4 +1,4 @@
-"""The folder that `jobs/prepare.py` writes, read back for training.
+"""The folder that `sentiment prepare` writes, read back for training.
 
 train/ validation/ test/    Parquet shards: row_id, label, text, ids, source_file, source_row
 rejected/                   rows that couldn't be used, with line and reason
@@ -56,7 +56,7 @@ class PreparedData:
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{uri} is no prepared data ({MANIFEST} is missing or broken): "
-                f"run jobs/prepare.py --input … --output {uri}"
+                f"run `sentiment prepare --input … --output {uri}`"
             ) from error
 
     @cached_property
@@ -82,7 +82,7 @@ class PreparedData:
             DataError: Says which, and what to do.
         """
         if "splits" not in self.manifest:
-            raise DataError(f"{self.uri} was written by another job; give what jobs/prepare.py wrote")
+            raise DataError(f"{self.uri} was written by another job; give what `sentiment prepare` wrote")
         for split in splits:
             if not self.manifest["splits"][split]["rows"]:
                 raise DataError(f"{self.uri} has no {split} rows: prepare more rows, or another share of them")
@@ -102,7 +102,7 @@ class PreparedData:
         try:
             return self._folder.read(TOKENIZER)
         except OSError as error:
-            raise DataError(f"{self.uri}/{TOKENIZER} is missing: run jobs/prepare.py again") from error
+            raise DataError(f"{self.uri}/{TOKENIZER} is missing: run `sentiment prepare` again") from error
 
     def examples(self, split: str) -> Examples:
         """Load the ids and labels of a split, in the order of their row ids.

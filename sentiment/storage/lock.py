@@ -84,7 +84,7 @@ class Lock:
             ConfigError: Somebody had.
         """
         if self._is_lost:
-            self._refuse(self._read() or {})
+            self.check_now()
 
     def check_now(self) -> None:
         """See that nobody else has taken the lock, without waiting for the next heartbeat.

@@ -57,10 +57,7 @@ class OutputDirectory:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self.absolute = absolute(self.uri)
-        if is_uri(uri):
-            self.fs, self.base = resolve(self.uri)
-        else:
-            self.fs, self.base = pafs.LocalFileSystem(), str(Path(uri).absolute())
+        self.fs, self.base = resolve(self.uri) if is_uri(uri) else (pafs.LocalFileSystem(), absolute(uri))
 
     def inner(self, name: str) -> str:
         """Path of a file inside the file system."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,37 @@ def test_subfolders_are_there_but_no_empty_files(folder: OutputDirectory) -> Non
         writer(folder).write(f"000003-000008-{TAG}", {"scored": ROWS.slice(0, 0), "rejected": REASONS.slice(0, 0)})
         == {}
     )
+
+
+def test_a_stream_of_rows_becomes_one_file_with_full_row_groups(folder: OutputDirectory) -> None:
+    numbers = pa.schema([("number", pa.int64())])
+    stream = ParquetWriter(folder, {"train": numbers, "test": numbers}, rows_per_group=100)
+    pieces = [
+        pa.table({"number": range(start, start + rows)}) for start, rows in ((0, 30), (30, 0), (30, 90), (120, 230))
+    ]
+    written = stream.write_stream("7", ({"train": piece, "test": piece.slice(0, 0)} for piece in pieces))
+    path = "train/part-7.parquet"
+    assert written == {path: (350, size_of(folder, path))}
+    assert there(folder) == [path]
+    with folder.fs.open_input_file(folder.inner(path)) as opened, pq.ParquetFile(opened) as file:
+        assert [file.metadata.row_group(group).num_rows for group in range(4)] == [100, 100, 100, 50]
+        assert file.read()["number"].to_pylist() == list(range(350))
+
+
+def test_a_stream_of_rows_is_held_compressed(tmp_path: Path) -> None:
+    """In bytes that Arrow has allocated whenever the next rows are asked for."""
+    held: list[int] = []
+
+    def pieces() -> Iterator[dict[str, pa.Table]]:
+        for _ in range(50):
+            held.append(pa.total_allocated_bytes())
+            yield {"train": pa.table({"text": pa.array(["a long text " * 100] * 250)})}
+
+    schemas = {"train": pa.schema([("text", pa.string())])}
+    stream = ParquetWriter(OutputDirectory(str(tmp_path)), schemas, rows_per_group=1000)
+    assert stream.write_stream("0", pieces())["train/part-0.parquet"][0] == 50 * 250
+    # Of 15 MB a row group, 1.2 MB, and a piece.
+    assert max(held) - held[0] < 3e6
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_not_prepared_data(folder: Path, content: bytes | None) -> None:
     (folder / "manifest.json").unlink()
     if content is not None:
         (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(DataError, match=rf"{folder} is no prepared data \(manifest\.json .*run jobs/prepare\.py"):
+    with pytest.raises(DataError, match=rf"{folder} is no prepared data \(manifest\.json .*run `sentiment prepare "):
         PreparedData(folder)
 
 

@@ -142,7 +142,7 @@ def test_data_that_cannot_be_trained_on(make: Make, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"no-{split} has no {split} rows"):
             planned(imdb=make(f"no-{split}", **{split: 0}))
     (tmp_path / make("scored") / "manifest.json").write_text('{"rows_in": 3}')
-    with pytest.raises(DataError, match=r"scored was written by another job; give what jobs/prepare\.py wrote"):
+    with pytest.raises(DataError, match=r"scored was written by another job; give what `sentiment prepare` wrote"):
         planned(sentiment140="scored")
 
 

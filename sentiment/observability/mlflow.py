@@ -2,7 +2,8 @@
 
 The figures are those of metrics.jsonl and metrics.json in the run's folder, and MLflow is asked which epochs it has. So
 a resumed run is one run there too, nothing is logged twice, and what an unreachable server missed is logged at the end,
-or by `--resume` of the finished run. Nothing that goes wrong here ends the training. Needs the extra `tracking`.
+or by `--resume` of the finished run. MLflow is called in a thread of its own: a server that doesn't answer neither ends
+the training nor holds it up. Needs the extra `tracking`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STATE = "mlflow.json"
-# A server that is away holds an attempt up for half a minute.
+# Between a failure and the next try.
 _RETRY_S = 60.0
+# For what is still to be logged when training has ended.
+_END_S = 30.0
 _SERVERS, _DATABASES = ("http", "https", "databricks"), ("sqlite", "postgresql", "mysql", "mssql")
 # Figures of metrics.json that are logged at the end, and under which names; facts of it that become tags.
 _FINAL = {
@@ -109,7 +113,10 @@ class Tracker:
         }
         self._client: Any = None
         self._run: Run | None = None
-        self._is_started = self._has_failed = False
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._status: str | None = None  # that the run ends with
+        self._has_failed = False
         self._epochs = 0  # that MLflow has
         self._retry_at = 0.0
 
@@ -117,22 +124,38 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        status = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
-        self._attempt(lambda: self._end(status))
+        if self._thread is None:
+            return
+        self._status = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
+        self._wake.set()
+        self._thread.join(_END_S)
+        if self._thread.is_alive() and not self._has_failed:
+            self._has_failed = True
+            _log.warning(f"MLflow isn't done after {_END_S:.0f} s: what is missing is logged by --resume")
 
     def start(self) -> None:
         """Make the MLflow run, or continue the one of mlflow.json, once it is sure that there is something to train."""
-        self._is_started = self._target is not None
-        self._attempt(self._log_epochs)
+        if self._target is not None:
+            self._wake.set()
+            # A daemon: a call that hangs must not keep the process.
+            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+            self._thread.start()
 
     def log_epochs(self, done: int) -> None:
-        """Log the epochs that MLflow doesn't have, if more are done."""
+        """Have the epochs logged that MLflow doesn't have, if more are done; returns at once."""
         if done > self._epochs and time.monotonic() >= self._retry_at:
+            self._wake.set()
+
+    def _work(self) -> None:
+        while self._wake.wait():
+            self._wake.clear()
+            # Read after the event is cleared: the end writes it before it sets the event, so it isn't missed.
+            if (status := self._status) is not None:
+                self._attempt(lambda: self._end(status))
+                return
             self._attempt(self._log_epochs)
 
     def _attempt(self, action: Callable[[], None]) -> None:
-        if not self._is_started:
-            return
         # Whatever MLflow, its server, a database or a store of artifacts may raise: training is what counts.
         try:
             action()

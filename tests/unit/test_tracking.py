@@ -8,7 +8,8 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,13 @@ def client(store: Path) -> Iterator[MlflowClient]:
     yield MlflowClient(tracking_uri=f"sqlite:///{store / 'mlflow.db'}")
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def assert_complete(client: MlflowClient, run_id: str) -> Run:
     """Everything is there, and each figure of each epoch once."""
     run = client.get_run(run_id)
@@ -175,10 +183,11 @@ def test_a_run_that_goes_on_is_one_run(training: Training, client: MlflowClient)
 def test_epochs_are_logged_while_it_trains(training: Training, client: MlflowClient) -> None:
     with training.tracked() as tracker:
         tracker.start()
-        assert client.get_run(training.run_id).data.params["recipe"] == "tweets"
+        wait_for((training.output / "mlflow.json").exists)
+        wait_for(lambda: client.get_run(training.run_id).data.params.get("recipe") == "tweets")
         training.write_epochs(1)
         tracker.log_epochs(1)
-        assert client.get_run(training.run_id).data.metrics["epoch"] == 1
+        wait_for(lambda: client.get_run(training.run_id).data.metrics.get("epoch") == 1)
         assert client.get_run(training.run_id).info.status == "RUNNING"
         training.write_epochs(3)
         training.write_result()
@@ -221,6 +230,29 @@ def test_what_a_server_missed_is_logged_later(
     (line,) = caplog.messages
     assert line.startswith("MLflow can't be reached (")
     assert not (training.output / "mlflow.json").exists()
+    training.finish()
+    assert_complete(client, training.run_id)
+
+
+def test_a_server_that_never_answers_holds_nothing_up(
+    training: Training, client: MlflowClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(mlflow, "_END_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # Connections are made, by the kernel, and that is all.
+        deaf = dataclasses.replace(training, target=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        check_tracking(deaf.settings)
+        with deaf.tracked() as tracker:
+            began = time.monotonic()
+            tracker.start()
+            for epoch in (1, 2, 3):
+                training.write_epochs(epoch)
+                tracker.log_epochs(epoch)
+            assert time.monotonic() - began < 0.5
+            training.write_result()
+            began = time.monotonic()
+        assert 0.9 < time.monotonic() - began < 5
+        assert caplog.messages == ["MLflow isn't done after 1 s: what is missing is logged by --resume"]
     training.finish()
     assert_complete(client, training.run_id)
 
